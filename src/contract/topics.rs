@@ -1,0 +1,101 @@
+//! Topic names of contract v1, relative to a root such as `fieldgate/v1/plant-7`.
+
+use crate::model::{DeviceId, GatewayId, PointId};
+
+/// Root of all topics of one gateway when the configuration does not say otherwise.
+pub fn default_root(gateway: &GatewayId) -> String {
+    format!("fieldgate/v1/{gateway}")
+}
+
+/// Retained, with a will: [`super::v1::Status`].
+pub const STATUS: &str = "status";
+/// Retained: [`super::v1::Health`].
+pub const HEALTH: &str = "health";
+/// Not retained: [`super::v1::Gap`].
+pub const GAPS: &str = "gaps";
+/// Not retained: [`super::v1::Event`]s of the gateway itself.
+pub const EVENTS: &str = "events";
+
+/// Retained: [`super::v1::Onboarding`].
+pub fn onboarding(device: &DeviceId) -> String {
+    format!("devices/{device}/onboarding")
+}
+
+/// Retained: [`super::v1::Capabilities`].
+pub fn capabilities(device: &DeviceId) -> String {
+    format!("devices/{device}/capabilities")
+}
+
+/// Not retained: [`super::v1::Telemetry`].
+pub fn telemetry(device: &str) -> String {
+    format!("devices/{device}/telemetry")
+}
+
+/// Retained: [`super::v1::Point`].
+pub fn point(device: &str, point: &str) -> String {
+    format!("devices/{device}/points/{point}")
+}
+
+/// Not retained: [`super::v1::Event`]; the gateway's own events have an empty device.
+pub fn events(device: &str) -> String {
+    if device.is_empty() { EVENTS.to_owned() } else { format!("devices/{device}/events") }
+}
+
+/// To the gateway: [`super::v1::Command`].
+pub fn command(device: &DeviceId) -> String {
+    format!("devices/{device}/command")
+}
+
+/// Not retained: [`super::v1::CommandResult`].
+pub fn command_result(device: &str) -> String {
+    format!("devices/{device}/command/result")
+}
+
+/// Something a client asks of the gateway by publishing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestTopic {
+    /// `devices/{d}/command`
+    Command(DeviceId),
+}
+
+impl RequestTopic {
+    /// Subscriptions, relative to the root, that bring every request.
+    pub const FILTERS: [&str; 1] = ["devices/+/command"];
+
+    /// Reads a topic relative to the root; `None` when it is no request topic.
+    pub fn parse(topic: &str) -> Option<Self> {
+        let mut levels = topic.split('/');
+        match (levels.next()?, levels.next()?, levels.next()?, levels.next()) {
+            ("devices", device, "command", None) => Some(RequestTopic::Command(DeviceId::new(device).ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// Reads `devices/{d}/points/{p}`; `None` when the topic is another one.
+pub fn parse_point(topic: &str) -> Option<(DeviceId, PointId)> {
+    let rest = topic.strip_prefix("devices/")?;
+    let (device, point) = rest.split_once("/points/")?;
+    Some((DeviceId::new(device).ok()?, PointId::new(point).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_topics_are_recognised_and_nothing_else_is() {
+        let pump = DeviceId::new("pump").unwrap();
+        assert_eq!(RequestTopic::parse(&command(&pump)), Some(RequestTopic::Command(pump)));
+        for other in ["devices/pump/command/result", "devices//command", "devices/a b/command", "status", ""] {
+            assert_eq!(RequestTopic::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn point_topics_round_trip() {
+        let (device, id) = parse_point(&point("pump", "level")).unwrap();
+        assert_eq!((device.as_str(), id.as_str()), ("pump", "level"));
+        assert_eq!(parse_point("devices/pump/telemetry"), None);
+    }
+}
