@@ -1,7 +1,7 @@
 //! Secrets: from a file, from the environment, or in the text. They never print.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::problem::Place;
@@ -37,7 +37,24 @@ impl fmt::Debug for Secret {
 /// A path in a value, relative to the file that the value stands in.
 pub(super) fn path(item: &Item) -> Result<PathBuf, String> {
     let text = value::line(4096)(item)?;
-    Ok(item.place.file.parent().unwrap_or(Path::new("")).join(text.trim()))
+    Ok(without_parents(&item.place.file.parent().unwrap_or(Path::new("")).join(text.trim())))
+}
+
+/// `devices/../points/x.csv` as `points/x.csv`, where both lead to the same file (they do not through a symbolic link).
+fn without_parents(path: &Path) -> PathBuf {
+    let mut short = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir if matches!(short.components().next_back(), Some(Component::Normal(_))) => {
+                short.pop();
+            }
+            part => short.push(part),
+        }
+    }
+    match (short.canonicalize(), path.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => short,
+        _ => path.to_owned(),
+    }
 }
 
 impl<'a> Reader<'a> {
