@@ -127,3 +127,6 @@ fn read(context: &Context<'_>, main_file: &Path, dir: &Path) -> Option<(Gateway,
     }
     Some((gateway::read(&root, main_file), devices))
 }
+
+#[cfg(test)]
+mod tests;

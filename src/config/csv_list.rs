@@ -27,12 +27,13 @@ pub(super) fn parse_csv(file: &Path, octets: &[u8]) -> List {
     };
     // Some spreadsheets name the separator on a line of its own.
     let (skipped, text) = match text.split_once('\n') {
-        Some((first, rest)) if first.trim().len() == 5 && first.starts_with("sep=") => (1, rest),
+        Some((first, rest)) if first.trim_end_matches('\r').len() <= 5 && first.starts_with("sep=") => (1, rest),
         _ => (0, text),
     };
+    let separator = separator(text);
+    let text = with_marked_gaps(text, char::from(separator));
     let mut reader = csv::ReaderBuilder::new()
-        .delimiter(separator(text))
-        .comment(Some(b'#'))
+        .delimiter(separator)
         .has_headers(false)
         .flexible(true)
         .trim(csv::Trim::All)
@@ -104,6 +105,22 @@ fn row(
     Table { place: place(0), entries }
 }
 
+/// Comments and empty lines as rows of empty cells: the parser would skip them and count its lines wrong.
+fn with_marked_gaps(text: &str, separator: char) -> String {
+    let mut marked = String::with_capacity(text.len() + 64);
+    let mut quoted = false;
+    for line in text.split_inclusive('\n') {
+        if !quoted && (line.starts_with('#') || line.trim().is_empty()) {
+            marked.push(separator);
+            marked.push('\n');
+        } else {
+            quoted ^= line.matches('"').count() % 2 == 1;
+            marked.push_str(line);
+        }
+    }
+    marked
+}
+
 /// The separator that stands most often in the first row, outside quotes.
 fn separator(text: &str) -> u8 {
     let first = text.lines().find(|l| !l.trim().is_empty() && !l.starts_with('#')).unwrap_or_default();
@@ -151,9 +168,9 @@ mod tests {
 
     #[test]
     fn places_are_line_and_column() {
-        let list = parse_csv(Path::new("p.csv"), b"sep=,\n# c\nid,address\na,1\nb,2\n");
+        let list = parse_csv(Path::new("p.csv"), b"sep=,\n# c\nid,address\n\na,1\r\n# \"\r\nb,2\n");
         let entry = &list.rows[1].entries["address"];
-        assert_eq!((entry.item.place.line, entry.item.place.column), (5, 2));
+        assert_eq!((entry.item.place.line, entry.item.place.column), (7, 2));
         assert_eq!((entry.key_place.line, entry.key_place.column), (3, 2));
     }
 

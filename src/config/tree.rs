@@ -120,7 +120,9 @@ pub(super) fn parse_toml(file: &Path, text: &str) -> Result<Table, Vec<(Place, S
     }
     let told =
         errors.iter().map(|e| (lines.place(e.span().map_or(0, |s| s.start)), format!("not TOML: {}", e.message())));
-    Err(told.collect())
+    let mut told: Vec<_> = told.collect();
+    told.sort();
+    Err(told)
 }
 
 fn table(lines: &Lines<'_>, place: Place, parsed: &DeTable<'_>) -> Table {

@@ -189,7 +189,7 @@ pub(super) fn host_port(text: &str, default_port: Option<u16>) -> Read<(String, 
         Some(port) => port.parse().map_err(|_| format!("port `{port}` in `{text}` must be from 0 to 65535"))?,
         None => default_port.ok_or_else(help)?,
     };
-    Ok((host.to_owned(), port))
+    Ok((host.to_ascii_lowercase(), port))
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ impl Transport {
     pub fn medium(&self) -> String {
         match self {
             Transport::Tcp { host, port } | Transport::RtuOverTcp { host, port } => {
-                format!("{}:{port}", host.to_ascii_lowercase())
+                format!("{host}:{port}")
             }
             Transport::Serial(serial) => serial.path.clone(),
         }
