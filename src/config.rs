@@ -18,21 +18,27 @@
 pub mod checked;
 mod csv_list;
 mod device;
+mod diff;
 mod gateway;
 mod problem;
 mod reader;
 mod secret;
+pub mod starter;
 mod suggest;
+mod summary;
 mod tree;
 mod units;
 mod value;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub use checked::{Device, Gateway};
+pub use diff::{Changes, diff};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use secret::Secret;
+pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
 use crate::model::DeviceId;

@@ -167,7 +167,8 @@ fn many_mistakes_are_reported_at_once() {
         "fieldgate.toml",
         &main
             .replace("max_size = \"2 GiB\"", "max_size = 2")
-            .replace("qos = 1", "qos = 3")
+            .replace("telemetry = 0", "telemetry = 3")
+            .replace("points = 1", "points = 3")
             .replace("encoding = \"json\"", "encodin = \"json\""),
     );
     write(dir.path(), "devices/pump-1.toml", "profile = \"pmup\"\n[modbus]\nunit = 300\n");
@@ -176,8 +177,8 @@ fn many_mistakes_are_reported_at_once() {
     let text = problems.to_string();
     for expected in [
         "max_size: 2 has no unit",
-        "local.qos: is 3",
-        "uplink[1].qos: is 3",
+        "local.qos.telemetry: is 3; it must be from 0 to 2",
+        "uplink[1].qos.points: is 3",
         "unknown key `encodin`; did you mean `encoding`?",
         "did you mean \"pump\"?",
         "modbus.unit: is 300; it must be from 0 to 255",

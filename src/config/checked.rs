@@ -5,11 +5,11 @@ mod device;
 mod gateway;
 
 pub use device::{
-    Addressing, BitRange, Breaker, Deadband, Device, Group, Link, Modbus, ModbusPoint, Order, Parity, Protocol, Rule,
-    Serial, Table, Transport,
+    Addressing, BitRange, Breaker, Deadband, Device, Group, Link, LinkOptions, Modbus, ModbusPoint, Order, Parity,
+    Protocol, Rule, Serial, Table, Transport, Write, WriteFunction,
 };
 pub use gateway::{
-    Acl, Broker, BrokerLimits, ClientTls, Filter, FullPolicy, Gateway, Identity, Limits, Listener, Local, Log,
-    LogFormat, MqttVersion, Otlp, OtlpProtocol, Qos, Replay, ReplayOrder, Server, ServerTls, Store, SyncMode, Uplink,
-    User, Window,
+    Access, Acl, Broker, BrokerLimits, ClientTls, Consumer, Filter, FullPolicy, Gateway, Identity, Limits, LinkPolicy,
+    Listener, Log, LogFormat, MqttVersion, Otlp, OtlpProtocol, Publish, Qos, QosSet, Replay, Server, ServerTls, Store,
+    SyncMode, Uplink, User, Window,
 };

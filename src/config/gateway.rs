@@ -1,6 +1,7 @@
 //! Reads `fieldgate.toml`.
 
 mod broker;
+mod consumer;
 mod store;
 mod uplink;
 
@@ -8,15 +9,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::checked::{Gateway, Identity, Limits, Local, Log, LogFormat, Otlp, OtlpProtocol, Qos};
+use super::checked::{Gateway, Identity, Limits, Log, LogFormat, Otlp, OtlpProtocol};
 use super::reader::Reader;
 use super::secret::path;
 use super::tree::Item;
 use super::value::{boolean, choice, id, line, millis, unsigned};
-use crate::contract::{Encoding, topics};
+use crate::contract::topics;
 use crate::model::GatewayId;
-
-pub(super) const ENCODINGS: &[(&str, Encoding)] = &[("json", Encoding::Json), ("protobuf", Encoding::Protobuf)];
 
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
@@ -25,7 +24,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
     Gateway {
         store: store::read(&root.section("store", "store")),
         broker: broker::read(&root.section("broker", "broker")),
-        local: local(&root.section("local", "local")),
+        local: consumer::local(&root.section("local", "local"), &identity.root),
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
@@ -82,24 +81,6 @@ pub(super) fn topic_filter(item: &Item) -> Result<String, String> {
         return Ok(text);
     }
     Err(format!("\"{text}\" is no topic filter; `+` stands alone in its level, `#` alone in the last"))
-}
-
-/// Quality of service 0 or 1.
-pub(super) fn qos(item: &Item) -> Result<Qos, String> {
-    match unsigned::<u8>(0..=2)(item)? {
-        0 => Ok(Qos::AtMostOnce),
-        1 => Ok(Qos::AtLeastOnce),
-        _ => Err("is 2; write 0 or 1 (records are told apart by their sequence number, so 1 is enough)".to_owned()),
-    }
-}
-
-fn local(section: &Reader<'_>) -> Local {
-    Local {
-        encoding: section.or("encoding", Encoding::Json, choice(ENCODINGS)),
-        telemetry: section.or("telemetry", true, boolean),
-        points: section.or("points", true, boolean),
-        qos: section.or("qos", Qos::AtLeastOnce, qos),
-    }
 }
 
 fn log(section: &Reader<'_>) -> Log {

@@ -104,7 +104,6 @@ fn points_that_cannot_be_are_refused() {
         ("table = \"input\"\naddress = 1\naccess = \"read-write\"", "cannot be written"),
         ("table = \"holding\"\naddress = 1\nmin = 1", "read only"),
         ("table = \"holding\"\naddress = 1\naccess = \"write\"\nrate = \"1 s\"", "written only"),
-        ("table = \"holding\"\naddress = 1\naccess = \"write\"\nverify = true", "needs reading back"),
         ("table = \"holding\"\naddress = 1\naccess = \"read-write\"\nmin = 5\nmax = 4", "is above"),
         ("table = \"holding\"\naddress = 1\naccess = \"read-write\"\nmax = 70000", "holds 0 to 65535"),
         ("table = \"holding\"\naddress = 1\nrate = \"1 s\"\ngroup = \"x\"", "stands beside `rate`"),
@@ -125,12 +124,14 @@ fn places_are_those_of_the_value() {
 
 #[test]
 fn points_are_read_as_written() {
-    let (loaded, _) = point("table = \"holding\"\naddress = 0x10\ntype = \"u32\"\nbits = [3, 20]\ndeadband = \"2 %\"\naccess = \"read-write\"\nmax = 100\norder = \"ghefcdab\"");
+    let (loaded, _) = point(
+        "table = \"holding\"\naddress = 0x10\ntype = \"u32\"\nbits = [3, 20]\ndeadband = \"2 %\"\naccess = \"read-write\"\nmax = 100\norder = \"ghefcdab\"",
+    );
     let device = &loaded.devices[0];
     let Protocol::Modbus(modbus) = &device.protocol;
     assert_eq!(modbus.points[0].bits, Some(BitRange { low: 3, high: 20 }));
     assert_eq!(modbus.points[0].order, checked::Order::Cdab);
-    assert!(modbus.points[0].verify, "a point that can be read is verified");
+    assert!(modbus.write.verify, "writes are verified unless the file says otherwise");
     assert_eq!(device.rules[0].deadband, Deadband::Percent(2.0));
     let limits = device.model.points[0].limits.unwrap();
     assert_eq!((limits.min, limits.max), (0.0, 100.0), "an end that is not written is that of the type");
@@ -140,12 +141,20 @@ fn points_are_read_as_written() {
 fn rates_make_groups_and_write_only_points_are_in_none() {
     let text = format!(
         "rate = \"2 s\"\n{LINK}[groups.fast]\nrate = \"100 ms\"\n{}",
-        [("a", ""), ("b", "group = \"fast\""), ("c", "rate = \"2 s\""), ("d", "access = \"write\""), ("e", "group = \"fast\""), ("f", "rate = \"1 h\"")]
-            .map(|(id, rest)| format!("[[points]]\nid = \"{id}\"\ntable = \"holding\"\naddress = 1\n{rest}\n"))
-            .concat()
+        [
+            ("a", ""),
+            ("b", "group = \"fast\""),
+            ("c", "rate = \"2 s\""),
+            ("d", "access = \"write\""),
+            ("e", "group = \"fast\""),
+            ("f", "rate = \"1 h\"")
+        ]
+        .map(|(id, rest)| format!("[[points]]\nid = \"{id}\"\ntable = \"holding\"\naddress = 1\n{rest}\n"))
+        .concat()
     );
     let loaded = loaded(MAIN, &[("devices/d.toml", &text)]);
-    let groups: Vec<_> = loaded.devices[0].groups.iter().map(|g| (g.name.as_deref(), g.every.as_millis(), g.points.clone())).collect();
+    let groups: Vec<_> =
+        loaded.devices[0].groups.iter().map(|g| (g.name.as_deref(), g.every.as_millis(), g.points.clone())).collect();
     assert_eq!(groups, [(None, 2_000, vec![0, 2]), (Some("fast"), 100, vec![1, 4]), (None, 3_600_000, vec![5])]);
 }
 
@@ -194,7 +203,10 @@ fn devices_that_share_a_link_must_agree() {
     let device = |link: &str| format!("[modbus]\n{link}\n[[points]]\nid = \"p\"\ntable = \"coil\"\naddress = 1");
     let pair = |a: &str, b: &str| refused(MAIN, &[("devices/a.toml", &device(a)), ("devices/b.toml", &device(b))]);
     let told = pair("link = \"serial:///dev/ttyS0?baud=9600\"", "link = \"serial:///dev/ttyS0?baud=19200\"");
-    assert!(told.contains("devices/b.toml:2:8") && told.contains("devices/a.toml:2:8") && told.contains("9600 8E1"), "{told}");
+    assert!(
+        told.contains("devices/b.toml:2:8") && told.contains("devices/a.toml:2:8") && told.contains("9600 8E1"),
+        "{told}"
+    );
     let told = pair("link = \"tcp://h\"", "link = \"tcp://H:502\"\npause_between_requests = \"5 ms\"");
     assert!(told.contains("`pause_between_requests` is 0 s there and 5 ms here"), "{told}");
     assert!(pair("link = \"tcp://h:502\"", "link = \"rtu-over-tcp://h:502\"").contains("one says"));
@@ -205,8 +217,12 @@ fn names_that_stand_twice_are_refused_with_both_places() {
     let device = format!("id = \"d\"\n{LINK}[[points]]\nid = \"p\"\ntable = \"coil\"\naddress = 1\n");
     let told = refused(MAIN, &[("devices/a.toml", &device), ("devices/b.toml", &device)]);
     assert!(told.contains("devices/b.toml: error: id: device `d`") && told.contains("devices/a.toml"), "{told}");
-    let told = refused(MAIN, &[("devices/a.toml", &format!("{device}[[points]]\nid = \"p\"\ntable = \"coil\"\naddress = 2"))]);
-    assert!(told.contains("a.toml:9:6: error: points.p.id: point `p` is there already at") && told.contains("a.toml:5:6"), "{told}");
+    let told =
+        refused(MAIN, &[("devices/a.toml", &format!("{device}[[points]]\nid = \"p\"\ntable = \"coil\"\naddress = 2"))]);
+    assert!(
+        told.contains("a.toml:9:6: error: points.p.id: point `p` is there already at") && told.contains("a.toml:5:6"),
+        "{told}"
+    );
     let uplink = "[[uplink]]\nname = \"u\"\nservers = \"mqtt://b\"\n";
     assert!(refused(&format!("{MAIN}{uplink}{uplink}"), &[]).contains("uplink `u` is there already"));
 }
@@ -214,14 +230,22 @@ fn names_that_stand_twice_are_refused_with_both_places() {
 #[test]
 fn a_profile_plus_an_address_is_a_device_and_the_device_wins() {
     let profile = "rate = \"5 s\"\n[modbus]\nunit = 9\n[[points]]\nid = \"a\"\ntable = \"holding\"\naddress = 1\nscale = 0.1\n[[points]]\nid = \"b\"\ntable = \"holding\"\naddress = 2";
-    let device = format!("profile = \"t\"\n{LINK}[[points]]\nid = \"a\"\naddress = 3\n[[points]]\nid = \"c\"\ntable = \"coil\"\naddress = 1");
-    let loaded = loaded("[gateway]\nid = \"g\"\n[defaults]\nrate = \"9 s\"\n[defaults.modbus]\ntimeout = \"7 s\"", &[("profiles/t.toml", profile), ("devices/d.toml", &device)]);
+    let device = format!(
+        "profile = \"t\"\n{LINK}[[points]]\nid = \"a\"\naddress = 3\n[[points]]\nid = \"c\"\ntable = \"coil\"\naddress = 1"
+    );
+    let loaded = loaded(
+        "[gateway]\nid = \"g\"\n[defaults]\nrate = \"9 s\"\n[defaults.modbus]\ntimeout = \"7 s\"",
+        &[("profiles/t.toml", profile), ("devices/d.toml", &device)],
+    );
     let device = &loaded.devices[0];
     let Protocol::Modbus(modbus) = &device.protocol;
     let ids: Vec<_> = device.model.points.iter().map(|p| p.id.as_str().to_owned()).collect();
     assert_eq!(ids, ["a", "b", "c"]);
     assert_eq!((modbus.points[0].address, device.rules[0].scale), (3, 0.1));
-    assert_eq!((modbus.unit, modbus.timeout, device.groups[0].every), (9, Duration::from_secs(7), Duration::from_secs(5)));
+    assert_eq!(
+        (modbus.unit, modbus.timeout, device.groups[0].every),
+        (9, Some(Duration::from_secs(7)), Duration::from_secs(5))
+    );
     assert_eq!(modbus.link.transport, Transport::Tcp { host: "192.0.2.7".into(), port: 502 });
 }
 
@@ -241,7 +265,8 @@ fn a_mistake_in_a_shared_layer_is_told_once_at_its_own_place() {
 fn every_way_of_saving_a_list_gives_the_same_device() {
     let comma = "id,table,address,type,scale,description\na,holding,1,i16,0.1,\"x, y\"\nb,coil,2,,,\n";
     let others = [
-        "\u{feff}id;table;address;type;scale;description\r\na;holding;1;i16;0.1;\"x, y\"\r\nb;coil;2;;;\r\n;;;;;\r\n".to_owned(),
+        "\u{feff}id;table;address;type;scale;description\r\na;holding;1;i16;0.1;\"x, y\"\r\nb;coil;2;;;\r\n;;;;;\r\n"
+            .to_owned(),
         comma.replace("\"x, y\"", "x; y").replace(',', "\t").replace("x; y", "x, y"),
     ];
     let device = format!("points = \"../points/l.csv\"\n{LINK}");
@@ -249,9 +274,14 @@ fn every_way_of_saving_a_list_gives_the_same_device() {
     let expected = read(comma);
     for list in others {
         let device = read(&list);
-        assert_eq!((device.model, device.rules, device.protocol), (expected.model.clone(), expected.rules.clone(), expected.protocol.clone()), "{list}");
+        assert_eq!(
+            (device.model, device.rules, device.protocol),
+            (expected.model.clone(), expected.rules.clone(), expected.protocol.clone()),
+            "{list}"
+        );
     }
-    let told = refused(MAIN, &[("devices/d.toml", &device), ("points/l.csv", "id;table;address;scale\na;holding;1;0,1\n")]);
+    let told =
+        refused(MAIN, &[("devices/d.toml", &device), ("points/l.csv", "id;table;address;scale\na;holding;1;0,1\n")]);
     assert!(told.contains("points/l.csv:2:4: error: points.a.scale: `0,1` is written with a comma"), "{told}");
 }
 
@@ -263,8 +293,13 @@ fn listeners_that_would_let_everyone_in_are_refused() {
     let open = loaded(&listener("[[broker.user]]\nname = \"u\"\npassword = \"secret\"\n"), &[]);
     assert!(open.warnings.iter().any(|w| w.text.contains("without TLS")), "{:?}", open.warnings);
     assert!(open.warnings.iter().any(|w| w.key == "broker.user[1].password" && w.text.contains("everyone may read")));
-    assert!(refused(&format!("{MAIN}[[broker.user]]\nname = \"u\"\npassword_hash = \"plain\""), &[]).contains("no argon2 hash"));
-    assert!(refused(&format!("{MAIN}[broker.listener]\naddress = \"127.0.0.1:1\""), &[]).contains("[[broker.listener]]"));
+    assert!(
+        refused(&format!("{MAIN}[[broker.user]]\nname = \"u\"\npassword_hash = \"plain\""), &[])
+            .contains("no argon2 hash")
+    );
+    assert!(
+        refused(&format!("{MAIN}[broker.listener]\naddress = \"127.0.0.1:1\""), &[]).contains("[[broker.listener]]")
+    );
 }
 
 #[test]

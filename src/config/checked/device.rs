@@ -87,12 +87,15 @@ pub struct Modbus {
     /// Registers that are read for nothing to save a request, 0 to 124; `None` for the link's own default (64 on TCP,
     /// 16 on serial lines).
     pub max_gap: Option<u16>,
-    /// Longest wait for a reply, 10 ms to 60 s.
-    pub timeout: Duration,
+    /// Most registers in one write, 1 to 123.
+    pub max_write_registers: u16,
+    /// Longest wait for a reply, 10 ms to 60 s; `None` for 1 s on TCP, and on serial lines the time on the wire plus
+    /// the turnaround.
+    pub timeout: Option<Duration>,
     /// Repeated reads after a failure, 0 to 10; writes are never repeated.
     pub retries: u8,
-    /// Whether writes use function codes 5 and 6 for single values (some devices know nothing else) or 15 and 16.
-    pub single_writes: bool,
+    /// How points are written.
+    pub write: Write,
     /// Ask the device who it is after each connection (function codes 43/14 and 17).
     pub identify: bool,
     /// When a device that does not answer is taken off scan.
@@ -112,20 +115,63 @@ pub struct Breaker {
     pub max_pause: Duration,
 }
 
+/// How points are written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Write {
+    /// Function codes to use.
+    pub function: WriteFunction,
+    /// Read back after a write and compare.
+    pub verify: bool,
+    /// Pause before reading back, 0 to 60 s.
+    pub verify_delay: Duration,
+    /// Largest difference that still counts as equal, in raw units, at least 0.
+    pub tolerance: f64,
+    /// Write and read back in one request (function code 23).
+    pub read_write: bool,
+    /// Change bits of a register by function code 22 where the device knows it.
+    pub mask_write: bool,
+}
+
+/// Function codes of writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteFunction {
+    /// 5 and 6 for single values, 15 and 16 for longer ones.
+    Auto,
+    /// 5 and 6 only.
+    Single,
+    /// 15 and 16 only.
+    Multiple,
+}
+
 /// A physical connection and how to treat it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Link {
     /// Where it leads.
     pub transport: Transport,
+    /// Everything else; the same for all devices on it.
+    pub options: LinkOptions,
+}
+
+/// How a link is treated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkOptions {
     /// Longest wait for the connection, 100 ms to 60 s.
     pub connect_timeout: Duration,
     /// Pause after connecting, 0 to 60 s.
     pub pause_after_connect: Duration,
     /// Pause between two requests, 0 to 10 s; on serial lines never less than the silence that the standard asks for.
     pub pause_between_requests: Duration,
+    /// Close the connection when nothing is under way.
+    pub close_after_cycle: bool,
     /// How long a line is drained after a timeout, so that a late reply is never taken for the answer to the next
     /// request, 0 to 60 s. `None` for the driver's own rule.
     pub late_reply_guard: Option<Duration>,
+    /// Prove by an echo (function code 8) that no late reply is on its way after a timeout.
+    pub resync_echo: bool,
+    /// Longest time a unit on a serial line needs before its reply begins, 0 to 60 s.
+    pub turnaround: Duration,
+    /// Refuse TCP replies that carry another unit than the request.
+    pub check_unit: bool,
 }
 
 /// Where a link leads.
@@ -298,8 +344,4 @@ pub struct ModbusPoint {
     pub order: Order,
     /// Part of the register that is the value.
     pub bits: Option<BitRange>,
-    /// Read back after a write and compare.
-    pub verify: bool,
-    /// Pause before reading back, 0 to 60 s.
-    pub verify_delay: Duration,
 }

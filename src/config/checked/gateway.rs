@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::config::Secret;
 use crate::contract::Encoding;
-use crate::model::GatewayId;
+use crate::model::{GatewayId, Lane};
 
 /// The gateway itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +19,7 @@ pub struct Gateway {
     /// `[broker]`; `None` when it is switched off.
     pub broker: Option<Broker>,
     /// `[local]`
-    pub local: Local,
+    pub local: Consumer,
     /// `[[uplink]]`
     pub uplinks: Vec<Uplink>,
     /// `[log]`
@@ -123,6 +123,10 @@ pub struct Broker {
     pub acl: Vec<Acl>,
     /// `[broker.limits]`
     pub limits: BrokerLimits,
+    /// How often changed last values are written down, 10 s to 24 h.
+    pub snapshot_interval: Duration,
+    /// How often the broker proves by a connection to itself that it serves, 1 s to 1 h.
+    pub probe_interval: Duration,
 }
 
 /// `[[broker.listener]]`
@@ -147,15 +151,29 @@ pub struct User {
     pub hashed: bool,
 }
 
-/// `[[broker.acl]]`: what one user may do. Without any rule a named user may read everything and send requests.
+/// `[[broker.acl]]`: read in order, the first rule that speaks about an act decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl {
-    /// User (or common name of a client certificate); `*` for everyone, `anonymous` for clients without a name.
+    /// A user or the name in a client certificate, `*` standing for any characters; `*` alone, `$anonymous` or
+    /// `$authenticated`.
     pub user: String,
-    /// Topic filters it may publish to; `%u` and `%c` stand for user and client id.
-    pub publish: Vec<String>,
-    /// Topic filters it may subscribe to.
-    pub subscribe: Vec<String>,
+    /// What the rule allows or takes away.
+    pub access: Access,
+    /// Topic filters; `%u` and `%c` stand for the client's name and id.
+    pub topics: Vec<String>,
+}
+
+/// What a rule allows or takes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Neither publish nor subscribe.
+    Deny,
+    /// Subscribe.
+    Read,
+    /// Publish.
+    Write,
+    /// Both.
+    ReadWrite,
 }
 
 /// `[broker.limits]`
@@ -165,27 +183,84 @@ pub struct BrokerLimits {
     pub connections: usize,
     /// Clients at once from one address, 1 to 10,000.
     pub connections_per_address: usize,
-    /// Largest packet, 256 B to 16 MiB.
+    /// Largest packet, 1 KiB to 256 MiB.
     pub packet_size: u64,
-    /// Filters of one client, 1 to 10,000.
-    pub subscriptions: usize,
-    /// Retained messages of clients, 0 to 1,000,000.
-    pub retained: usize,
-    /// Longest wait for CONNECT (and the TLS handshake), 100 ms to 60 s.
+    /// Filters of one client, 1 to 100,000.
+    pub filters_per_client: usize,
+    /// Messages that wait for one client, 10 to 10,000,000.
+    pub queue_messages: usize,
+    /// Octets that wait for one client, 64 KiB to 1 GiB.
+    pub queue_size: u64,
+    /// Octets that wait for all clients, 64 KiB to 16 GiB.
+    pub total_queue_size: u64,
+    /// Messages sent to a client and not yet confirmed, 1 to 65,535.
+    pub inflight: u16,
+    /// Retained messages, 0 to 10,000,000.
+    pub retained_messages: usize,
+    /// Octets of retained messages, 64 KiB to 16 GiB.
+    pub retained_size: u64,
+    /// Persistent sessions of clients that are away, 0 to 10,000.
+    pub sessions: usize,
+    /// How long such a session is kept, 0 to 30 d.
+    pub session_expiry: Duration,
+    /// How long the gateway waits for one slow subscriber, 0 to 60 s.
+    pub patience: Duration,
+    /// Longest wait for CONNECT, the TLS handshake included, 100 ms to 60 s.
     pub connect_timeout: Duration,
 }
 
-/// `[local]`: what the embedded broker shows.
+/// What one consumer of the store gets, and how. `[local]` is one, each `[[uplink]]` is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Local {
+pub struct Consumer {
     /// Encoding of payloads.
     pub encoding: Encoding,
-    /// Publish `devices/{d}/telemetry`.
+    /// Root of its topics.
+    pub root: String,
+    /// Kinds of messages that are published.
+    pub publish: Publish,
+    /// Quality of service of each kind.
+    pub qos: QosSet,
+    /// Devices and points it gets.
+    pub filter: Filter,
+    /// Messages in flight, 10 to 1,000.
+    pub window: u16,
+    /// How a backlog is sent.
+    pub replay: Replay,
+    /// When and how much it may send.
+    pub link: LinkPolicy,
+    /// Records confirmed less than this before a break are sent again, 0 to 1 h.
+    pub resend_window: Duration,
+    /// Whether requests (commands) are taken from it.
+    pub requests: bool,
+}
+
+/// Kinds of messages. `status` is always published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publish {
+    /// `devices/{d}/telemetry`
     pub telemetry: bool,
-    /// Publish `devices/{d}/points/{p}`.
+    /// `devices/{d}/points/{p}`
     pub points: bool,
-    /// Quality of service of telemetry.
-    pub qos: Qos,
+    /// `devices/{d}/events` and `events`
+    pub events: bool,
+    /// `gaps`
+    pub gaps: bool,
+    /// `devices/{d}/command/result`
+    pub results: bool,
+    /// `health`, `onboarding`, `capabilities`
+    pub state: bool,
+}
+
+/// Quality of service by kind of message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are those of Publish")]
+pub struct QosSet {
+    pub telemetry: Qos,
+    pub points: Qos,
+    pub events: Qos,
+    pub gaps: Qos,
+    pub results: Qos,
+    pub state: Qos,
 }
 
 /// MQTT quality of service.
@@ -197,6 +272,50 @@ pub enum Qos {
     AtLeastOnce,
 }
 
+/// Devices and points; empty lists stand for all. `*` stands for any characters, `?` for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Patterns of device ids.
+    pub devices: Vec<String>,
+    /// Patterns of point ids.
+    pub points: Vec<String>,
+    /// Lanes of the store.
+    pub lanes: Vec<Lane>,
+}
+
+/// How a backlog is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// Live data first, the backlog behind it and marked historical; else everything in the order of the log.
+    pub live_first: bool,
+    /// Most backlog records per second; `None` for as fast as the broker confirms.
+    pub max_records: Option<u32>,
+    /// Most backlog octets per second.
+    pub max_bytes: Option<u64>,
+    /// Delay of confirmations above which the backlog slows down, 10 ms to 1 min.
+    pub target_latency: Duration,
+}
+
+/// When and how much a metered link may carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkPolicy {
+    /// Times of day; empty for always.
+    pub windows: Vec<Window>,
+    /// Most octets per day (UTC).
+    pub daily_budget: Option<u64>,
+    /// The critical lane opens the link outside its windows and beyond its budget.
+    pub critical_overrides: bool,
+}
+
+/// A time of day, in minutes since midnight UTC. `from > to` goes over midnight; equal ends are the whole day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// First minute, 0 to 1439.
+    pub from: u16,
+    /// Minute at which it closes, 0 to 1439.
+    pub to: u16,
+}
+
 /// `[[uplink]]`: another broker that gets what the store keeps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uplink {
@@ -206,40 +325,24 @@ pub struct Uplink {
     pub servers: Vec<Server>,
     /// Protocol version.
     pub version: MqttVersion,
-    /// Client id.
-    pub client_id: String,
+    /// Client id; `None` for `fieldgate-{gateway}-{name}`.
+    pub client_id: Option<String>,
     /// User name.
     pub user: Option<String>,
     /// Password.
     pub password: Option<Secret>,
     /// TLS settings, used by `mqtts` servers.
     pub tls: ClientTls,
-    /// Keep-alive, 5 s to 18 h.
+    /// Keep-alive, 5 s to 1 h.
     pub keep_alive: Duration,
-    /// Longest wait for a connection, 100 ms to 60 s.
+    /// Longest wait for a connection, 1 s to 5 min.
     pub connect_timeout: Duration,
-    /// Encoding of payloads.
-    pub encoding: Encoding,
-    /// Root of its topics.
-    pub root: String,
-    /// What it gets.
-    pub filter: Filter,
-    /// Quality of service of records; 0 confirms nothing.
-    pub qos: Qos,
-    /// Messages in flight, 1 to 65,535.
-    pub window: u16,
-    /// Largest packet that its brokers take, 1 KiB to 256 MiB.
+    /// How long the broker keeps requests while the gateway is away (MQTT 5), 0 to 30 d.
+    pub session_expiry: Duration,
+    /// Largest packet, 1 KiB to 256 MiB.
     pub packet_size: u64,
-    /// Accept commands that come from it.
-    pub commands: bool,
-    /// How a backlog is sent.
-    pub replay: Replay,
-    /// Times of day when it may send; empty for always.
-    pub windows: Vec<Window>,
-    /// Most octets per day (UTC).
-    pub daily_budget: Option<u64>,
-    /// Retained messages that were confirmed are sent again after a reconnection only when older than this.
-    pub resend_window: Duration,
+    /// What it gets, and how.
+    pub consumer: Consumer,
 }
 
 /// Address of a broker.
@@ -270,46 +373,6 @@ pub enum MqttVersion {
     V4,
     /// 5
     V5,
-}
-
-/// What an uplink gets. Device patterns may end in `*`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
-    /// Devices; empty for all.
-    pub devices: Vec<String>,
-    /// Telemetry batches.
-    pub telemetry: bool,
-    /// Events, gaps and command results.
-    pub events: bool,
-    /// Last value of each point, retained.
-    pub points: bool,
-}
-
-/// How a backlog is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Replay {
-    /// Live data before the backlog, or everything in order.
-    pub order: ReplayOrder,
-    /// Most backlog records per second; `None` for as fast as the broker confirms.
-    pub records_per_second: Option<u32>,
-}
-
-/// What goes first after an outage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplayOrder {
-    /// Live data first, the backlog behind it, marked historical.
-    LiveFirst,
-    /// Everything in the order of the log.
-    InOrder,
-}
-
-/// A time of day, in minutes since midnight UTC. `from > to` goes over midnight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// First minute, 0 to 1439.
-    pub from: u16,
-    /// Minute after the last, 0 to 1440.
-    pub to: u16,
 }
 
 /// `[log]`

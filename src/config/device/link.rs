@@ -129,14 +129,18 @@ pub(super) fn difference(a: &Link, b: &Link) -> Option<String> {
     if a.transport != b.transport {
         return Some(format!("one says {} and the other {}", a.transport, b.transport));
     }
-    let guard = |l: &Link| l.late_reply_guard.unwrap_or(Duration::MAX);
+    let (a, b) = (&a.options, &b.options);
+    let time = |d: Option<Duration>| d.map_or_else(|| "its default".to_owned(), format_duration);
     let settings = [
-        ("connect_timeout", a.connect_timeout, b.connect_timeout),
-        ("pause_after_connect", a.pause_after_connect, b.pause_after_connect),
-        ("pause_between_requests", a.pause_between_requests, b.pause_between_requests),
-        ("late_reply_guard", guard(a), guard(b)),
+        ("connect_timeout", time(Some(a.connect_timeout)), time(Some(b.connect_timeout))),
+        ("pause_after_connect", time(Some(a.pause_after_connect)), time(Some(b.pause_after_connect))),
+        ("pause_between_requests", time(Some(a.pause_between_requests)), time(Some(b.pause_between_requests))),
+        ("late_reply_guard", time(a.late_reply_guard), time(b.late_reply_guard)),
+        ("turnaround", time(Some(a.turnaround)), time(Some(b.turnaround))),
+        ("close_after_cycle", a.close_after_cycle.to_string(), b.close_after_cycle.to_string()),
+        ("resync_echo", a.resync_echo.to_string(), b.resync_echo.to_string()),
+        ("check_unit", a.check_unit.to_string(), b.check_unit.to_string()),
     ];
-    let shown = |d: Duration| if d == Duration::MAX { "its default".to_owned() } else { format_duration(d) };
     let differs = settings.into_iter().find(|(_, x, y)| x != y);
-    differs.map(|(name, x, y)| format!("`{name}` is {} there and {} here", shown(x), shown(y)))
+    differs.map(|(name, x, y)| format!("`{name}` is {x} there and {y} here"))
 }

@@ -58,9 +58,7 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
     let rule = rule(r, common, data_type);
     let when = when(r, common, access);
     let limits = limits(r, access, data_type, bits, length, &rule);
-    let verify = r.or("verify", access == Access::ReadWrite, boolean);
-    let verify_delay = r.or("verify_delay", Duration::ZERO, millis(0, 60_000));
-    check_write(r, access, place.map(|(table, _)| table), verify);
+    check_write(r, access, place.map(|(table, _)| table));
 
     let ((table, address), data_type) = (place?, data_type?);
     let (count, length) = extent(r, table, data_type, length, bits)?;
@@ -76,11 +74,20 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
             ),
         );
     }
+    if access != Access::Read && !table.is_bits() && count > modbus.max_write_registers() {
+        r.error(
+            "type",
+            format!(
+                "takes {count} registers, more than `max_write_registers` ({}) allows in one write",
+                modbus.max_write_registers()
+            ),
+        );
+    }
     let rule = Rule { stale_after: rule.stale_after.or_else(|| default_stale(&when, common)), ..rule };
     Some(CheckedPoint {
         model: Point { id: id?, description, unit, data_type, access, limits },
         rule,
-        driver: ModbusPoint { table, address, count, length, order, bits, verify, verify_delay },
+        driver: ModbusPoint { table, address, count, length, order, bits },
         when,
     })
 }
@@ -211,9 +218,9 @@ fn extent(
     Some((registers, if matches!(data_type, Text | Bytes) { length.unwrap_or(0) } else { 0 }))
 }
 
-/// Bits of a register make a boolean (one bit) or an unsigned integer.
+/// Bits of a register make a boolean (one bit) or an integer.
 fn check_bits(r: &Reader<'_>, data_type: DataType, registers: u16, bits: Option<BitRange>) -> Option<()> {
-    use DataType::{Bool, U8, U16, U32, U64};
+    use DataType::{Bool, I8, I16, I32, I64, U8, U16, U32, U64};
     let key = if r.has("bit") { "bit" } else { "bits" };
     match (data_type, bits) {
         (Bool, None) => {
@@ -228,8 +235,8 @@ fn check_bits(r: &Reader<'_>, data_type: DataType, registers: u16, bits: Option<
             r.error(key, "a bool is one bit; write bit = 3, or an unsigned type");
             None
         }
-        (Bool | U8 | U16 | U32 | U64, Some(b)) if u16::from(b.high) < 16 * registers => Some(()),
-        (Bool | U8 | U16 | U32 | U64, Some(b)) => {
+        (Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64, Some(b)) if u16::from(b.high) < 16 * registers => Some(()),
+        (Bool | I8 | U8 | I16 | U16 | I32 | U32 | I64 | U64, Some(b)) => {
             r.error(
                 key,
                 format!(
@@ -242,7 +249,7 @@ fn check_bits(r: &Reader<'_>, data_type: DataType, registers: u16, bits: Option<
             None
         }
         (other, Some(_)) => {
-            r.error(key, format!("bits make a bool, u8, u16, u32 or u64, not a {}", other.as_str()));
+            r.error(key, format!("bits make a bool or an integer, not a {}", other.as_str()));
             None
         }
     }
@@ -387,16 +394,8 @@ fn holds(data_type: DataType, bits: Option<BitRange>, length: Option<u16>, rule:
     (a.min(b), a.max(b))
 }
 
-fn check_write(r: &Reader<'_>, access: Access, table: Option<Table>, verify: bool) {
-    if access == Access::Read {
-        for key in ["verify", "verify_delay"] {
-            if r.has(key) {
-                r.error(key, "is for writes, but the point is read only; write access = \"read-write\"");
-            }
-        }
-        return;
-    }
-    if let Some(table) = table.filter(|t| !t.is_writable()) {
+fn check_write(r: &Reader<'_>, access: Access, table: Option<Table>) {
+    if let Some(table) = table.filter(|t| access != Access::Read && !t.is_writable()) {
         r.error(
             "access",
             format!(
@@ -404,8 +403,5 @@ fn check_write(r: &Reader<'_>, access: Access, table: Option<Table>, verify: boo
                 table.as_str()
             ),
         );
-    }
-    if access == Access::Write && verify {
-        r.error("verify", "needs reading back, but the point is write only; write access = \"read-write\"");
     }
 }

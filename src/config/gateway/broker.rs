@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use super::topic_filter;
 use crate::config::Secret;
-use crate::config::checked::{Acl, Broker, BrokerLimits, Listener, ServerTls, User};
+use crate::config::checked::{Access, Acl, Broker, BrokerLimits, Listener, ServerTls, User};
 use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::secret::twice;
 use crate::config::tree::Item;
-use crate::config::value::{boolean, line, millis, size, text, unsigned};
+use crate::config::value::{boolean, choice, line, millis, size, text, unsigned};
+
+const ACCESS: &[(&str, Access)] =
+    &[("deny", Access::Deny), ("read", Access::Read), ("write", Access::Write), ("read-write", Access::ReadWrite)];
 
 pub(super) fn read(section: &Reader<'_>) -> Option<Broker> {
     let enabled = section.or("enabled", true, boolean);
@@ -23,7 +26,21 @@ pub(super) fn read(section: &Reader<'_>) -> Option<Broker> {
     }
     let acl = section.tables("acl", "broker.acl").iter().filter_map(|r| acl(r, &users)).collect();
     let limits = limits(&section.section("limits", "broker.limits"));
-    enabled.then_some(Broker { listeners, users, acl, limits })
+    let snapshot_interval = section.or("snapshot_interval", Duration::from_secs(600), millis(10_000, 86_400_000));
+    let probe_interval = section.or("probe_interval", Duration::from_secs(10), millis(1_000, 3_600_000));
+    refuse_same_address(section, &listeners);
+    enabled.then_some(Broker { listeners, users, acl, limits, snapshot_interval, probe_interval })
+}
+
+fn refuse_same_address(section: &Reader<'_>, listeners: &[Listener]) {
+    for (i, listener) in listeners.iter().enumerate() {
+        if listener.address.port() != 0 && listeners[..i].iter().any(|l| l.address == listener.address) {
+            section.error(
+                "listener",
+                format!("two listeners have the address {}; give each its own port", listener.address),
+            );
+        }
+    }
 }
 
 fn listener(reader: &Reader<'_>, users: &[User]) -> Option<Listener> {
@@ -119,11 +136,22 @@ fn password_hash(item: &Item) -> Result<String, String> {
 }
 
 fn acl(reader: &Reader<'_>, users: &[User]) -> Option<Acl> {
-    let user = reader.required("user", "user = \"scada\" (or \"*\", or \"anonymous\")", line(128));
-    let publish = reader.list("publish", topic_filter).unwrap_or_default();
-    let subscribe = reader.list("subscribe", topic_filter).unwrap_or_default();
+    let user = reader.required("user", "user = \"scada\" (or \"*\", \"$anonymous\", \"$authenticated\")", line(128));
+    let access = reader.or("access", Access::ReadWrite, choice(ACCESS));
+    let topics = reader.list("topics", topic_filter).unwrap_or_default();
+    if !reader.has("topics") {
+        reader.context.error(
+            &reader.table.place,
+            reader.key("topics"),
+            "`topics` is missing; write topics = [\"fieldgate/v1/plant-7/#\"]",
+        );
+    }
     let user = user?;
-    if user != "*" && user != "anonymous" && !users.iter().any(|u| u.name == user) {
+    let is_name = !user.contains('*') && !user.starts_with('$');
+    if !is_name && user.starts_with('$') && user != "$anonymous" && user != "$authenticated" {
+        reader.error("user", format!("\"{user}\" is neither \"$anonymous\" nor \"$authenticated\""));
+    }
+    if is_name && !users.iter().any(|u| u.name == user) {
         let near = crate::config::suggest::nearest(&user, users.iter().map(|u| u.name.as_str()));
         let meant = near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"));
         reader.warn(
@@ -131,16 +159,25 @@ fn acl(reader: &Reader<'_>, users: &[User]) -> Option<Acl> {
             format!("no [[broker.user]] is named `{user}`, so it can only be a client certificate's name{meant}"),
         );
     }
-    Some(Acl { user, publish, subscribe })
+    Some(Acl { user, access, topics })
 }
 
 fn limits(section: &Reader<'_>) -> BrokerLimits {
+    const KIB64: u64 = 64 << 10;
     BrokerLimits {
-        connections: section.or("connections", 100, unsigned(1..=10_000)),
+        connections: section.or("connections", 200, unsigned(1..=10_000)),
         connections_per_address: section.or("connections_per_address", 50, unsigned(1..=10_000)),
-        packet_size: section.or("packet_size", 1 << 20, size(256..=16 << 20)),
-        subscriptions: section.or("subscriptions", 100, unsigned(1..=10_000)),
-        retained: section.or("retained", 10_000, unsigned(0..=1_000_000)),
-        connect_timeout: section.or("connect_timeout", Duration::from_secs(5), millis(100, 60_000)),
+        packet_size: section.or("packet_size", 1 << 20, size(1 << 10..=256 << 20)),
+        filters_per_client: section.or("filters_per_client", 5_000, unsigned(1..=100_000)),
+        queue_messages: section.or("queue_messages", 50_000, unsigned(10..=10_000_000)),
+        queue_size: section.or("queue_size", 4 << 20, size(KIB64..=1 << 30)),
+        total_queue_size: section.or("total_queue_size", 24 << 20, size(KIB64..=16 << 30)),
+        inflight: section.or("inflight", 100, unsigned(1..=65_535)),
+        retained_messages: section.or("retained_messages", 100_000, unsigned(0..=10_000_000)),
+        retained_size: section.or("retained_size", 16 << 20, size(KIB64..=16 << 30)),
+        sessions: section.or("sessions", 100, unsigned(0..=10_000)),
+        session_expiry: section.or("session_expiry", Duration::from_secs(86_400), millis(0, 30 * 86_400_000)),
+        patience: section.or("patience", Duration::from_secs(5), millis(0, 60_000)),
+        connect_timeout: section.or("connect_timeout", Duration::from_secs(10), millis(100, 60_000)),
     }
 }

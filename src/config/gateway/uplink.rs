@@ -3,20 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ENCODINGS, qos, topic_root};
-use crate::config::checked::{
-    ClientTls, Filter, Identity, MqttVersion, Qos, Replay, ReplayOrder, Server, Uplink, Window,
-};
+use super::{consumer, topic_root};
+use crate::config::checked::{ClientTls, Identity, MqttVersion, Server, Uplink};
 use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::secret::twice;
 use crate::config::tree::Item;
-use crate::config::value::{boolean, choice, host_port, line, millis, size, unsigned};
-use crate::contract::Encoding;
+use crate::config::value::{choice, host_port, line, millis, size};
 use crate::model::is_unreserved;
 
 const VERSIONS: &[(&str, MqttVersion)] = &[("3.1.1", MqttVersion::V4), ("5", MqttVersion::V5)];
-const ORDERS: &[(&str, ReplayOrder)] = &[("live-first", ReplayOrder::LiveFirst), ("in-order", ReplayOrder::InOrder)];
 
 pub(super) fn read(root: &Reader<'_>, gateway: &Identity) -> Vec<Uplink> {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
@@ -53,30 +49,22 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
     {
         reader.warn("password", "is sent readably to a server without TLS; write mqtts:// in `servers`");
     }
-    let version = reader.or("version", MqttVersion::V5, choice(VERSIONS));
-    let rest = Uplink {
+    let topics = reader.or("root", gateway.root.clone(), topic_root);
+    let uplink = Uplink {
         name: String::new(),
         servers,
-        version,
-        client_id: reader.optional("client_id", line(128)).unwrap_or_else(|| format!("fieldgate-{}", gateway.id)),
+        version: reader.or("version", MqttVersion::V4, choice(VERSIONS)),
+        client_id: reader.optional("client_id", line(128)),
         user,
         password,
         tls,
-        keep_alive: reader.or("keep_alive", Duration::from_secs(30), millis(5_000, 64_800_000)),
-        connect_timeout: reader.or("connect_timeout", Duration::from_secs(10), millis(100, 60_000)),
-        encoding: reader.or("encoding", Encoding::Json, choice(ENCODINGS)),
-        root: reader.or("root", gateway.root.clone(), topic_root),
-        filter: filter(&reader.section("filter", "uplink.filter")),
-        qos: reader.or("qos", Qos::AtLeastOnce, qos),
-        window: reader.or("window", 100, unsigned(1..=65_535)),
+        keep_alive: reader.or("keep_alive", Duration::from_secs(20), millis(5_000, 3_600_000)),
+        connect_timeout: reader.or("connect_timeout", Duration::from_secs(10), millis(1_000, 300_000)),
+        session_expiry: reader.or("session_expiry", Duration::from_secs(86_400), millis(0, 30 * 86_400_000)),
         packet_size: reader.or("packet_size", 1 << 20, size(1 << 10..=256 << 20)),
-        commands: reader.or("commands", true, boolean),
-        replay: replay(&reader.section("replay", "uplink.replay")),
-        windows: reader.list("windows", window).unwrap_or_default(),
-        daily_budget: reader.optional("daily_budget", size(1 << 10..=1 << 50)),
-        resend_window: reader.or("resend_window", Duration::ZERO, millis(0, 86_400_000)),
+        consumer: consumer::uplink(reader, topics),
     };
-    Some(Uplink { name: name?, ..rest })
+    Some(Uplink { name: name?, ..uplink })
 }
 
 /// The name is part of file names in the store: an id, and not the embedded broker's.
@@ -102,6 +90,9 @@ fn server(item: &Item) -> Result<Server, String> {
     if port == 0 {
         return Err(format!("\"{text}\": port 0 cannot be reached"));
     }
+    if tls && host.contains(':') {
+        return Err(format!("\"{text}\": TLS verifies a host name or an IPv4 address; give the broker a name"));
+    }
     Ok(Server { tls, host, port })
 }
 
@@ -118,47 +109,4 @@ fn server_name(item: &Item) -> Result<String, String> {
     let text = line(253)(item)?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
     if text.chars().all(legal) { Ok(text) } else { Err(format!("\"{text}\" is no host name")) }
-}
-
-fn filter(section: &Reader<'_>) -> Filter {
-    Filter {
-        devices: section.list("devices", pattern).unwrap_or_default(),
-        telemetry: section.or("telemetry", true, boolean),
-        events: section.or("events", true, boolean),
-        points: section.or("points", false, boolean),
-    }
-}
-
-fn pattern(item: &Item) -> Result<String, String> {
-    let text = line(64)(item)?;
-    let stem = text.strip_suffix('*').unwrap_or(&text);
-    if stem.chars().all(is_unreserved) {
-        return Ok(text);
-    }
-    Err(format!("\"{text}\" is no device; write an id, or its beginning and `*`"))
-}
-
-fn replay(section: &Reader<'_>) -> Replay {
-    Replay {
-        order: section.or("order", ReplayOrder::LiveFirst, choice(ORDERS)),
-        records_per_second: section.optional("records_per_second", unsigned(1..=1_000_000)),
-    }
-}
-
-/// `22:00-06:00`
-fn window(item: &Item) -> Result<Window, String> {
-    let text = line(20)(item)?;
-    let minutes = |part: &str| {
-        let (h, m) = part.trim().split_once(':')?;
-        let (h, m): (u16, u16) = (h.parse().ok()?, m.parse().ok()?);
-        (m < 60 && h * 60 + m <= 1440).then_some(h * 60 + m)
-    };
-    let read = || {
-        let (from, to) = text.split_once('-')?;
-        Some(Window { from: minutes(from).filter(|m| *m < 1440)?, to: minutes(to)? })
-    };
-    match read() {
-        Some(window) if window.from != window.to => Ok(window),
-        _ => Err(format!("\"{text}\" is no time of day; write from-to in UTC, such as \"22:00-06:00\"")),
-    }
 }
