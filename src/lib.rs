@@ -10,3 +10,4 @@ pub mod contract;
 pub mod model;
 pub mod pipeline;
 pub mod platform;
+pub mod telemetry;
