@@ -6,6 +6,7 @@
 //! `tests/module_edges.rs` refuses an import that the architecture does not allow.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod contract;
 pub mod model;
 pub mod pipeline;
