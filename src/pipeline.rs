@@ -85,7 +85,7 @@ pub struct Input {
 #[derive(Debug)]
 pub struct DevicePipeline {
     device: Arc<Device>,
-    rules: Vec<PointRule>,
+    rules: Arc<[PointRule]>,
     filters: Vec<Filter>,
     limits: BatchLimits,
     pending: Vec<Sample>,
@@ -100,7 +100,16 @@ impl DevicePipeline {
     pub fn new(device: Arc<Device>, mut rules: Vec<PointRule>, limits: BatchLimits) -> Self {
         rules.resize(device.points.len(), PointRule::default());
         let filters = vec![Filter::default(); device.points.len()];
-        Self { device, rules, filters, limits, pending: Vec::new(), pending_since_ns: 0, read: 0, kept: 0 }
+        Self {
+            device,
+            rules: rules.into(),
+            filters,
+            limits,
+            pending: Vec::new(),
+            pending_since_ns: 0,
+            read: 0,
+            kept: 0,
+        }
     }
 
     /// Takes over what was last reported from the pipeline of the same device before a reload, so that points whose rule
@@ -162,16 +171,9 @@ impl DevicePipeline {
         full
     }
 
-    /// The engineering value of a raw one (for read-backs of writes).
-    pub fn rescale(&self, point: u32, raw: Value) -> Option<Value> {
-        self.rules.get(point as usize)?.apply(Ok(raw)).0
-    }
-
-    /// The raw value to write so that the point shows the engineering value `wanted`, rounded to what the type can hold.
-    pub fn unscale(&self, point: u32, wanted: &Value) -> Result<Value, WriteValueError> {
-        let index = point as usize;
-        let (rule, point) = (&self.rules[index], &self.device.points[index]);
-        scale::unscale(rule, point.data_type, wanted)
+    /// The part of this pipeline that writes need; cheap to clone and to share.
+    pub fn scaling(&self) -> Scaling {
+        Scaling { device: self.device.clone(), rules: self.rules.clone() }
     }
 
     #[allow(clippy::too_many_arguments, reason = "one call for the two places that report a sample")]
@@ -205,6 +207,29 @@ impl DevicePipeline {
             return None;
         }
         Some(Batch { device: self.device.id.clone(), at, samples: std::mem::take(&mut self.pending) })
+    }
+}
+
+/// Scales written values to raw ones and read-backs to engineering ones, as the pipeline of the same device does.
+#[derive(Debug, Clone)]
+pub struct Scaling {
+    device: Arc<Device>,
+    rules: Arc<[PointRule]>,
+}
+
+impl Scaling {
+    /// The engineering value of a raw one; `None` for a point that does not exist and for what is not a number.
+    pub fn rescale(&self, point: u32, raw: Value) -> Option<Value> {
+        self.rules.get(point as usize)?.apply(Ok(raw)).0
+    }
+
+    /// The raw value to write so that the point shows the engineering value `wanted`, rounded to what the type can hold.
+    pub fn unscale(&self, point: u32, wanted: &Value) -> Result<Value, WriteValueError> {
+        let index = point as usize;
+        match (self.rules.get(index), self.device.points.get(index)) {
+            (Some(rule), Some(point)) => scale::unscale(rule, point.data_type, wanted),
+            _ => Err(WriteValueError::NoSuchPoint(point)),
+        }
     }
 }
 

@@ -65,6 +65,9 @@ pub enum WriteValueError {
         /// The point's type.
         wanted: &'static str,
     },
+    /// The point's index is not in the device, because the configuration has changed meanwhile.
+    #[error("the device has no point number {0} any more")]
+    NoSuchPoint(u32),
     /// The raw value does not fit the type.
     #[error("{value} is outside what type {wanted} can hold after scaling (raw {raw})")]
     Range {
@@ -77,7 +80,7 @@ pub enum WriteValueError {
     },
 }
 
-/// See [`super::DevicePipeline::unscale`].
+/// See [`super::Scaling::unscale`].
 pub(super) fn unscale(rule: &PointRule, data_type: DataType, wanted: &Value) -> Result<Value, WriteValueError> {
     let wrong_type = || WriteValueError::Type { got: describe(wanted), wanted: data_type.as_str() };
     match (data_type, wanted) {

@@ -171,20 +171,20 @@ fn writes_are_unscaled_and_checked_against_the_type() {
         vec![rule, PointRule::default()],
         BatchLimits::default(),
     );
-    assert_eq!(p.unscale(0, &Value::Double(17.34)), Ok(Value::Uint(123)));
-    assert!(matches!(p.unscale(0, &Value::Double(4.0)), Err(WriteValueError::Range { .. })));
-    assert!(matches!(p.unscale(0, &Value::Double(6559.0)), Err(WriteValueError::Range { .. })));
-    assert!(matches!(p.unscale(0, &Value::Text("on".into())), Err(WriteValueError::Type { .. })));
-    assert!(matches!(p.unscale(0, &Value::Bool(true)), Err(WriteValueError::Type { .. })));
-    assert_eq!(p.unscale(1, &Value::Int(1)), Ok(Value::Bool(true)));
-    assert!(p.unscale(1, &Value::Int(2)).is_err());
+    assert_eq!(p.scaling().unscale(0, &Value::Double(17.34)), Ok(Value::Uint(123)));
+    assert!(matches!(p.scaling().unscale(0, &Value::Double(4.0)), Err(WriteValueError::Range { .. })));
+    assert!(matches!(p.scaling().unscale(0, &Value::Double(6559.0)), Err(WriteValueError::Range { .. })));
+    assert!(matches!(p.scaling().unscale(0, &Value::Text("on".into())), Err(WriteValueError::Type { .. })));
+    assert!(matches!(p.scaling().unscale(0, &Value::Bool(true)), Err(WriteValueError::Type { .. })));
+    assert_eq!(p.scaling().unscale(1, &Value::Int(1)), Ok(Value::Bool(true)));
+    assert!(p.scaling().unscale(1, &Value::Int(2)).is_err());
 }
 
 #[test]
 fn unscaled_64_bit_integers_are_exact() {
     let p = DevicePipeline::new(device(&[DataType::U64, DataType::I64]), vec![], BatchLimits::default());
-    assert_eq!(p.unscale(0, &Value::Text("18446744073709551615".into())), Ok(Value::Uint(u64::MAX)));
-    assert_eq!(p.unscale(1, &Value::Text("-9223372036854775808".into())), Ok(Value::Int(i64::MIN)));
+    assert_eq!(p.scaling().unscale(0, &Value::Text("18446744073709551615".into())), Ok(Value::Uint(u64::MAX)));
+    assert_eq!(p.scaling().unscale(1, &Value::Text("-9223372036854775808".into())), Ok(Value::Int(i64::MIN)));
 }
 
 proptest! {
@@ -205,7 +205,7 @@ proptest! {
     fn a_written_integer_reads_back_as_asked(raw in any::<i32>(), scale in prop::sample::select(vec![0.001, 0.1, 1.0, 2.5, -10.0])) {
         let rule = PointRule { scale, offset: 3.0, ..PointRule::default() };
         let p = DevicePipeline::new(device(&[DataType::I32]), vec![rule], BatchLimits::default());
-        let shown = p.rescale(0, Value::Int(raw.into())).unwrap();
-        prop_assert_eq!(p.unscale(0, &shown), Ok(Value::Int(raw.into())));
+        let shown = p.scaling().rescale(0, Value::Int(raw.into())).unwrap();
+        prop_assert_eq!(p.scaling().unscale(0, &shown), Ok(Value::Int(raw.into())));
     }
 }
