@@ -11,4 +11,5 @@ pub mod contract;
 pub mod model;
 pub mod pipeline;
 pub mod platform;
+pub mod southbound;
 pub mod telemetry;
