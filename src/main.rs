@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Entry point: read the command line, do what it says, say how it ended.
 
 use std::process::ExitCode;
@@ -15,6 +14,3 @@ fn main() -> ExitCode {
         }
     }
 }
-=======
-fn main() {}
->>>>>>> config
