@@ -6,7 +6,11 @@
 //! `tests/module_edges.rs` refuses an import that the architecture does not allow.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod config;
 pub mod contract;
 pub mod model;
+pub mod pipeline;
 pub mod platform;
+pub mod southbound;
+pub mod telemetry;

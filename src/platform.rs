@@ -4,3 +4,5 @@
 //! test. It imports nothing of ours but the words of [`crate::model`].
 
 pub mod clock;
+pub mod notify;
+pub mod process;

@@ -1,0 +1,183 @@
+//! The middle of the data path: driver updates → pipeline → log.
+//!
+//! Promise: what a driver handed over is either in the log or counted as lost by the store; the order of one device's
+//! samples is the order of its scans. When the store pushes back, this task waits, the queue in front of it fills and the
+//! drivers skip scans (counted as `backpressure`): nothing is dropped in between.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::devices::DeviceDesk;
+use super::latest::Latest;
+use crate::contract::{ContractMessage, Encoding, telemetry};
+use crate::model::{Batch, DeviceId, Lane, RecordKind};
+use crate::pipeline::{DevicePipeline, Input};
+use crate::platform::clock::SharedClock;
+use crate::southbound::{Scan, Update};
+use crate::store::{NewRecord, Store};
+
+/// Updates taken from the queue at once; their records go to the store together.
+const BURST: usize = 64;
+/// How often stale values and waiting batches are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Changes that a reload makes while samples keep flowing.
+#[derive(Debug)]
+pub enum Control {
+    /// Use these pipelines from now on; those of devices that stay inherit what was last reported.
+    Replace {
+        /// All pipelines.
+        pipelines: Vec<DevicePipeline>,
+        /// Told when it is done.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// Counters that everyone may read.
+#[derive(Debug, Default)]
+pub struct IngestStats {
+    /// Samples that drivers handed over.
+    pub read: AtomicU64,
+    /// Samples that passed the filter.
+    pub kept: AtomicU64,
+    /// Grows with every turn of the loop: a sign of life for the watchdog.
+    pub beats: AtomicU64,
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub struct Ingest {
+    pipelines: HashMap<DeviceId, DevicePipeline>,
+    store: Store,
+    latest: Latest,
+    desk: DeviceDesk,
+    clock: SharedClock,
+    stats: Arc<IngestStats>,
+}
+
+impl Ingest {
+    /// A task that starts with these pipelines.
+    pub fn new(
+        pipelines: Vec<DevicePipeline>,
+        store: Store,
+        latest: Latest,
+        desk: DeviceDesk,
+        clock: SharedClock,
+        stats: Arc<IngestStats>,
+    ) -> Self {
+        let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
+        Self { pipelines, store, latest, desk, clock, stats }
+    }
+
+    /// Runs until the drivers have closed their side of `updates`; then everything pending is in the log.
+    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut control: mpsc::Receiver<Control>) -> Result<(), String> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut burst = Vec::with_capacity(BURST);
+        loop {
+            self.stats.beats.fetch_add(1, Ordering::Relaxed);
+            let batches = tokio::select! {
+                biased;
+                Some(change) = control.recv() => self.change(change),
+                taken = updates.recv_many(&mut burst, BURST) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    let mut batches = Vec::new();
+                    for update in burst.drain(..) {
+                        batches.extend(self.update(update).await?);
+                    }
+                    batches
+                }
+                _ = ticks.tick() => self.tick(),
+            };
+            self.keep(batches).await?;
+        }
+        let rest = self.tick();
+        self.keep(rest).await
+    }
+
+    async fn update(&mut self, update: Update) -> Result<Vec<Batch>, String> {
+        match update {
+            Update::Scan(scan) => Ok(self.scan(scan)),
+            Update::Device { device, state, stats } => {
+                let now = state.clone();
+                if let Some(before) = self.latest.state(&device, state, stats) {
+                    self.desk.state_changed(&device, &before, &now).await?;
+                }
+                Ok(Vec::new())
+            }
+            Update::Identity { device, identity } => {
+                self.latest.identity(&device, identity.clone());
+                self.desk.identified(&device, identity).await?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn scan(&mut self, scan: Scan) -> Vec<Batch> {
+        let Some(pipeline) = self.pipelines.get_mut(&scan.device) else { return Vec::new() };
+        self.stats.read.fetch_add(scan.results.len() as u64, Ordering::Relaxed);
+        let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
+        pipeline.scan(inputs, scan.at)
+    }
+
+    fn tick(&mut self) -> Vec<Batch> {
+        let now = self.clock.now();
+        self.pipelines.values_mut().flat_map(|p| p.tick(now)).collect()
+    }
+
+    fn change(&mut self, change: Control) -> Vec<Batch> {
+        let Control::Replace { pipelines, done } = change;
+        let mut old = std::mem::take(&mut self.pipelines);
+        let mut batches = Vec::new();
+        for mut pipeline in pipelines {
+            if let Some(before) = old.remove(&pipeline.device().id) {
+                batches.extend(pipeline.inherit(before));
+            }
+            self.pipelines.insert(pipeline.device().id.clone(), pipeline);
+        }
+        // The asker may have gone; the change is made all the same.
+        let _ = done.send(());
+        batches
+    }
+
+    async fn keep(&mut self, batches: Vec<Batch>) -> Result<(), String> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let mut records = Vec::with_capacity(batches.len());
+        for batch in batches {
+            self.stats.kept.fetch_add(batch.samples.len() as u64, Ordering::Relaxed);
+            records.push(telemetry_record(&batch));
+            self.latest.batch(&Arc::new(batch));
+        }
+        match self.store.append(records).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_closed() => Err(format!("append telemetry: {error}")),
+            // The store counts what it refuses and says so as a gap.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn telemetry_record(batch: &Batch) -> NewRecord {
+    NewRecord {
+        lane: Lane::Bulk,
+        kind: RecordKind::Telemetry,
+        device: device_hash(batch.device.as_str()),
+        ts_ms: batch.at.wall_ms,
+        count: batch.samples.len().min(usize::from(u16::MAX)) as u16,
+        payload: telemetry(batch).encode_as(Encoding::Protobuf),
+    }
+}
+
+/// The number that stands for a device in a frame's header; 0 stands for the gateway.
+pub fn device_hash(device: &str) -> u32 {
+    if device.is_empty() { 0 } else { crc32c::crc32c(device.as_bytes()).max(1) }
+}

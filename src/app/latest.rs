@@ -1,0 +1,113 @@
+//! The last sample of every point and the state of every device: what `fieldgate devices|points|tail`, the health message
+//! and the metrics show. Filled by the ingest task, read by everyone, never waited for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::broadcast;
+
+use crate::model::{Batch, Device, DeviceId, PointId, Sample};
+use crate::southbound::{DeviceState, DeviceStats, Identity};
+
+/// Batches that a slow `tail` may lag behind before it is told that it skipped some.
+const TAIL_DEPTH: usize = 256;
+
+/// What is known of one device now.
+#[derive(Debug, Clone)]
+pub struct DeviceView {
+    /// Its configuration.
+    pub device: Arc<Device>,
+    /// Last sample per point, parallel to the device's points.
+    pub samples: Vec<Option<Sample>>,
+    /// State of its link.
+    pub state: DeviceState,
+    /// Counters of its driver.
+    pub stats: DeviceStats,
+    /// What it says of itself.
+    pub identity: Identity,
+    index: HashMap<PointId, usize>,
+}
+
+/// The table; cheap to share.
+#[derive(Debug, Clone)]
+pub struct Latest {
+    devices: Arc<RwLock<BTreeMap<DeviceId, DeviceView>>>,
+    tail: broadcast::Sender<Arc<Batch>>,
+}
+
+impl Default for Latest {
+    fn default() -> Self {
+        Self { devices: Arc::default(), tail: broadcast::channel(TAIL_DEPTH).0 }
+    }
+}
+
+impl Latest {
+    /// Takes a new set of devices; what is known of those that stay as they were is kept.
+    pub fn set_devices<'a>(&self, devices: impl IntoIterator<Item = &'a Arc<Device>>) {
+        let mut table = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        let mut old = std::mem::take(&mut *table);
+        for device in devices {
+            let view = match old.remove(&device.id) {
+                Some(view) if view.device.points == device.points => DeviceView { device: device.clone(), ..view },
+                _ => fresh(device),
+            };
+            table.insert(device.id.clone(), view);
+        }
+    }
+
+    /// Remembers a batch and hands it to everyone who tails.
+    pub fn batch(&self, batch: &Arc<Batch>) {
+        self.with(&batch.device, |view| {
+            for sample in &batch.samples {
+                if let Some(&at) = view.index.get(&sample.point) {
+                    view.samples[at] = Some(sample.clone());
+                }
+            }
+        });
+        if self.tail.receiver_count() > 0 {
+            // An error only says that the last receiver has just left.
+            let _ = self.tail.send(batch.clone());
+        }
+    }
+
+    /// Remembers a device's link state; returns the one before if it was another.
+    pub fn state(&self, device: &DeviceId, state: DeviceState, stats: DeviceStats) -> Option<DeviceState> {
+        self.with(device, |view| {
+            view.stats = stats;
+            let before = std::mem::replace(&mut view.state, state);
+            (before.as_str() != view.state.as_str()).then_some(before)
+        })
+        .flatten()
+    }
+
+    /// Remembers what a device says of itself.
+    pub fn identity(&self, device: &DeviceId, identity: Identity) {
+        self.with(device, |view| view.identity = identity);
+    }
+
+    /// Looks at all devices, in the order of their ids.
+    pub fn read<T>(&self, look: impl FnOnce(&BTreeMap<DeviceId, DeviceView>) -> T) -> T {
+        look(&self.devices.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// New batches from now on.
+    pub fn tail(&self) -> broadcast::Receiver<Arc<Batch>> {
+        self.tail.subscribe()
+    }
+
+    fn with<T>(&self, device: &DeviceId, change: impl FnOnce(&mut DeviceView) -> T) -> Option<T> {
+        let mut table = self.devices.write().unwrap_or_else(PoisonError::into_inner);
+        table.get_mut(device).map(change)
+    }
+}
+
+fn fresh(device: &Arc<Device>) -> DeviceView {
+    DeviceView {
+        device: device.clone(),
+        samples: vec![None; device.points.len()],
+        state: DeviceState::Connecting,
+        stats: DeviceStats::default(),
+        identity: Identity::default(),
+        index: device.points.iter().enumerate().map(|(i, p)| (p.id.clone(), i)).collect(),
+    }
+}

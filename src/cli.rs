@@ -1,0 +1,155 @@
+//! The command line: one subcommand per thing a person at the gateway wants to do.
+//!
+//! Promise: exit code 0 means done, 1 means that it failed (standard error says what and what to do), 2 means that the
+//! command line was not understood. Tables go to standard output, everything else to standard error. Commands that only
+//! look never change anything and never disturb a running gateway.
+
+mod configuration;
+#[cfg(feature = "demo")]
+mod demo;
+mod live;
+mod store;
+mod table;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::app;
+
+/// Gateway that turns brownfield devices into MQTT, SCADA and Margo citizens.
+#[derive(Debug, Parser)]
+#[command(name = "fieldgate", version, about, propagate_version = true)]
+pub struct Cli {
+    /// Configuration: a directory with fieldgate.toml, or the file itself.
+    #[arg(long, short, global = true, env = "FIELDGATE_CONFIG", default_value = "/etc/fieldgate", value_name = "PATH")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM or Ctrl-C.
+    Run,
+    /// Check the configuration and say what is wrong, with file, line and key.
+    Check,
+    /// Show the read plan, the requests per second and the predicted bus load of each device.
+    Explain {
+        /// Only this device.
+        device: Option<String>,
+    },
+    /// Write a commented starter configuration into a new directory.
+    Init {
+        /// Where to write it.
+        #[arg(default_value = ".")]
+        directory: PathBuf,
+    },
+    /// List the devices of the running gateway with their state.
+    Devices {
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List points with their last values.
+    Points {
+        /// Only this device.
+        device: Option<String>,
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print new values as they arrive.
+    Tail {
+        /// Only this device.
+        device: Option<String>,
+        /// Only this point.
+        point: Option<String>,
+        /// Print one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look into the store.
+    Store {
+        #[command(subcommand)]
+        command: store::StoreCommand,
+    },
+    /// Make the password hash for a user of the embedded broker; reads the password from standard input.
+    HashPassword,
+    /// Print the version and what was built in.
+    Version {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a simulated pump station, a gateway and a broker, and show the values live.
+    #[cfg(feature = "demo")]
+    Demo(demo::DemoArgs),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration has problems.
+    #[error("{0}")]
+    Config(#[from] crate::config::Problems),
+    /// The running gateway could not be asked.
+    #[error(transparent)]
+    Admin(#[from] crate::admin::AdminError),
+    /// The gateway could not run.
+    #[error(transparent)]
+    Run(#[from] app::RunError),
+    /// Anything else, in words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl CliError {
+    fn odd_answer() -> Self {
+        Self::Other("the gateway gave an answer that this version does not understand; are both of the same version?".to_owned())
+    }
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub fn execute(self) -> Result<(), CliError> {
+        let config = self.config;
+        match self.command {
+            Command::Run => Ok(app::run(&config)?),
+            Command::Check => configuration::check(&config),
+            Command::Explain { device } => configuration::explain(&config, device.as_deref()),
+            Command::Init { directory } => configuration::init(&directory),
+            Command::HashPassword => configuration::hash_password(),
+            Command::Store { command } => store::execute(&config, command),
+            Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),
+            Command::Points { device, json } => block_on(live::points(&data_dir(&config)?, device, json)),
+            Command::Tail { device, point, json } => block_on(live::tail(&data_dir(&config)?, device, point, json)),
+            Command::Version { json } => version(json),
+            #[cfg(feature = "demo")]
+            Command::Demo(args) => demo::run(args),
+        }
+    }
+}
+
+fn data_dir(config: &std::path::Path) -> Result<PathBuf, CliError> {
+    Ok(crate::config::load(config)?.gateway.data_dir)
+}
+
+/// Runs a short client command on a runtime of its own.
+fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| CliError::Other(format!("start: {e}")))?.block_on(task)
+}
+
+fn version(json: bool) -> Result<(), CliError> {
+    let features: Vec<_> = [("modbus", cfg!(feature = "modbus")), ("otlp", cfg!(feature = "otlp")), ("demo", cfg!(feature = "demo"))]
+        .into_iter()
+        .filter_map(|(name, built)| built.then_some(name))
+        .collect();
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        return live::print_json(&serde_json::json!({ "version": version, "features": features, "contract": "v1" }));
+    }
+    println!("fieldgate {version} (topic contract v1; built with {})", features.join(", "));
+    Ok(())
+}
