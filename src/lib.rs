@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod config;
 pub mod contract;
+pub mod management;
 pub mod model;
 pub mod pipeline;
 pub mod platform;

@@ -1,8 +1,12 @@
 //! Checked devices as the southbound side takes them.
 
-use super::checked::{Device, LinkOptions, Modbus, ModbusPoint, Order, Parity, Protocol, Serial, Table, Transport, Write, WriteFunction};
+use super::checked::{
+    Device, LinkOptions, Modbus, ModbusPoint, Order, Parity, Protocol, Serial, Table, Transport, Write, WriteFunction,
+};
 use crate::model::{self, DataType};
-use crate::southbound::modbus::{self, DataBits, PointAddress, SerialLine, StopBits, TextOptions, WordOrder, WriteOptions};
+use crate::southbound::modbus::{
+    self, DataBits, PointAddress, SerialLine, StopBits, TextOptions, WordOrder, WriteOptions,
+};
 use crate::southbound::{DeviceConfig, DriverConfig, RateGroup, breaker};
 
 /// Share of a pause that is left to chance, so that devices which died together are not probed together.
@@ -128,7 +132,11 @@ mod tests {
     fn the_reference_devices_are_legal_to_the_driver() {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/config/reference");
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("fieldgate.toml"), "[gateway]\nid = \"g\"\n[defaults.groups.slow]\nrate = \"1 m\"\n").unwrap();
+        std::fs::write(
+            dir.path().join("fieldgate.toml"),
+            "[gateway]\nid = \"g\"\n[defaults.groups.slow]\nrate = \"1 m\"\n",
+        )
+        .unwrap();
         for part in ["devices", "profiles", "points"] {
             std::fs::create_dir(dir.path().join(part)).unwrap();
             for entry in std::fs::read_dir(source.join(part)).unwrap() {

@@ -115,7 +115,9 @@ impl<D: Driver> LinkTask<D> {
             self.probe(slot).await;
             return true;
         }
-        if let Some(slot) = self.slot_where(|device| device.asking == Asking::Now && device.breaker.permit(now) == Permit::Scan) {
+        if let Some(slot) =
+            self.slot_where(|device| device.asking == Asking::Now && device.breaker.permit(now) == Permit::Scan)
+        {
             self.ask_identity(slot).await;
             return true;
         }

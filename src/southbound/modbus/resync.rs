@@ -135,7 +135,11 @@ mod tests {
         assert_eq!(resync.before(1, 4 * SEC), Before::Go);
         resync.answered(1);
         resync.failed(1, 10 * SEC);
-        assert_eq!(resync.before(1, 10 * SEC), Before::Wait(12 * SEC), "no second echo question to a unit that ignores it");
+        assert_eq!(
+            resync.before(1, 10 * SEC),
+            Before::Wait(12 * SEC),
+            "no second echo question to a unit that ignores it"
+        );
     }
 
     #[test]
