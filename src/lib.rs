@@ -8,4 +8,5 @@
 
 pub mod contract;
 pub mod model;
+pub mod northbound;
 pub mod platform;
