@@ -10,6 +10,7 @@ pub mod admin;
 pub mod config;
 pub mod contract;
 pub mod model;
+pub mod northbound;
 pub mod pipeline;
 pub mod platform;
 pub mod southbound;

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Entry point: read the command line, do what it says, say how it ended.
 
 use std::process::ExitCode;
@@ -14,3 +15,6 @@ fn main() -> ExitCode {
         }
     }
 }
+=======
+fn main() {}
+>>>>>>> northbound
