@@ -1,4 +1,5 @@
 <<<<<<< HEAD
+<<<<<<< HEAD
 //! Entry point: read the command line, do what it says, say how it ended.
 
 use std::process::ExitCode;
@@ -18,3 +19,6 @@ fn main() -> ExitCode {
 =======
 fn main() {}
 >>>>>>> northbound
+=======
+fn main() {}
+>>>>>>> simulators
