@@ -1,5 +1,3 @@
-<<<<<<< HEAD
-<<<<<<< HEAD
 //! Entry point: read the command line, do what it says, say how it ended.
 
 use std::process::ExitCode;
@@ -16,9 +14,3 @@ fn main() -> ExitCode {
         }
     }
 }
-=======
-fn main() {}
->>>>>>> northbound
-=======
-fn main() {}
->>>>>>> simulators
