@@ -6,6 +6,8 @@
 //! `tests/module_edges.rs` refuses an import that the architecture does not allow.
 #![forbid(unsafe_code)]
 
+pub mod broker;
 pub mod contract;
 pub mod model;
 pub mod platform;
+pub mod security;
