@@ -224,10 +224,10 @@ impl Feeder {
         if drained || granted == 0 {
             return source.live(BATCH).await.map(|batch| Some(Fed::Live(batch)));
         }
-        if live_run < LIVE_RUN {
-            if let Ok(batch) = timeout(LIVE_WAIT, source.live(BATCH)).await {
-                return batch.map(|batch| Some(Fed::Live(batch)));
-            }
+        if live_run < LIVE_RUN
+            && let Ok(batch) = timeout(LIVE_WAIT, source.live(BATCH)).await
+        {
+            return batch.map(|batch| Some(Fed::Live(batch)));
         }
         match timeout(BACKLOG_WAIT, source.backlog(BATCH.min(granted))).await {
             Ok(batch) => batch.map(|batch| Some(Fed::Backlog(batch))),

@@ -223,16 +223,16 @@ impl Publisher {
             encoding: self.encoding,
             scratch: &mut self.scratch,
         };
-        if self.set.telemetry {
-            if let Some(payload) = telemetry.batch()? {
-                out.push(Message {
-                    topic: device.telemetry.clone(),
-                    payload,
-                    qos: self.qos.telemetry,
-                    retain: Retain::No,
-                    correlation: None,
-                });
-            }
+        if self.set.telemetry
+            && let Some(payload) = telemetry.batch()?
+        {
+            out.push(Message {
+                topic: device.telemetry.clone(),
+                payload,
+                qos: self.qos.telemetry,
+                retain: Retain::No,
+                correlation: None,
+            });
         }
         if self.set.points {
             let hold = historical && self.order == Order::LiveFirst;
