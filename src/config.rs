@@ -20,6 +20,9 @@ mod csv_list;
 mod device;
 mod diff;
 mod gateway;
+mod into_pipeline;
+#[cfg(feature = "modbus")]
+mod into_southbound;
 mod problem;
 mod reader;
 mod secret;
