@@ -130,7 +130,7 @@ impl Publisher {
             .for_each(|m| out.push(m));
     }
 
-    /// Every last value again, for a broker that has forgotten the retained ones.
+    /// Every last value again, for a broker that may not have them. Held values stay held.
     pub fn all_points(&mut self, out: &mut Vec<Message>) {
         let qos = self.qos.points;
         self.devices

@@ -51,10 +51,9 @@ impl PointSlot {
         if !std::mem::take(&mut self.held) { None } else { self.again(qos) }
     }
 
-    /// The newest value once more.
+    /// The newest published value once more.
     pub(super) fn again(&mut self, qos: Qos) -> Option<Message> {
-        self.held = false;
-        self.value.clone().map(|payload| self.message(payload, qos))
+        if self.held { None } else { self.value.clone().map(|payload| self.message(payload, qos)) }
     }
 
     fn message(&self, payload: Bytes, qos: Qos) -> Message {

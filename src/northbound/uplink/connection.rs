@@ -160,9 +160,8 @@ impl<'a> Connection<'a> {
         let online = self.up.core.status(State::Online, self.up.context.clock.wall_ms());
         self.send(Outgoing { message: online, owner: Owner::Extra });
         self.up.core.take_board();
-        if !session_present {
-            self.up.core.refill_points();
-        }
+        // The broker may be another one, or one that forgot; and what was on its way may be lost.
+        self.up.core.refill_points();
         let begin = Command::Begin { session: self.up.core.session, order: self.up.core.config.replay.order };
         // Sending fails only when the store closed, which the next read tells.
         let _ = self.up.feed.commands.send(begin).await;
