@@ -97,6 +97,12 @@ pub trait Driver: Send + 'static {
     /// may have left the gateway.
     fn write(&mut self, slot: usize, point: u32, value: &Value) -> impl Future<Output = Result<WriteDone, WriteError>> + Send;
 
+    /// How long the device must be left alone because of its last failure, while others on the link go on.
+    fn held(&self, slot: usize) -> Option<Duration> {
+        let _ = slot;
+        None
+    }
+
     /// Closes the link; the next call that needs it makes it again.
     fn close(&mut self);
 

@@ -1,5 +1,7 @@
 //! What others ask of a link: writes, identification, another set of devices.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -41,10 +43,26 @@ impl<D: Driver> LinkTask<D> {
         }
     }
 
-    /// The next command to obey: writes first.
+    /// The next command to obey: writes first. One for a device that must be left alone waits until it need not.
     pub(super) fn next_command(&mut self) -> Option<Command> {
-        let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }));
-        self.waiting.remove(write.unwrap_or(0))
+        let free = |command: &Command| self.held(command).is_none();
+        let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }) && free(command));
+        let next = write.or_else(|| self.waiting.iter().position(free))?;
+        self.waiting.remove(next)
+    }
+
+    /// When the first waiting command can be obeyed.
+    pub(super) fn command_due(&self) -> Option<Duration> {
+        self.waiting.iter().map(|command| self.now() + self.held(command).unwrap_or_default()).min()
+    }
+
+    fn held(&self, command: &Command) -> Option<Duration> {
+        let (Command::Write { device, .. } | Command::Identify { device, .. }) = command else { return None };
+        let slot = self.slot_where(|run| run.id() == device)?;
+        if self.down.is_some() || self.devices[slot].as_ref().is_some_and(|run| run.breaker.is_open()) {
+            return None;
+        }
+        self.driver.held(slot)
     }
 
     /// Obeys a write or a question. One whose asker has gone is not carried out.

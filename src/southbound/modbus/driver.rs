@@ -235,6 +235,10 @@ impl Driver for ModbusDriver {
         writer.write(&config.points[point as usize], value).await
     }
 
+    fn held(&self, slot: usize) -> Option<Duration> {
+        self.client.held(self.unit(slot).config.unit)
+    }
+
     fn close(&mut self) {
         self.client.close();
     }
@@ -252,7 +256,7 @@ impl Driver for ModbusDriver {
 pub(super) fn write_error(error: CallError) -> WriteError {
     match error {
         CallError::Connect { .. } => WriteError::LinkDown(error.to_string()),
-        CallError::Guarded(_) | CallError::Unsure(_) => WriteError::OffScan(error.to_string()),
+        CallError::Held(_) | CallError::Unsure(_) => WriteError::OffScan(error.to_string()),
         CallError::Timeout(limit) => WriteError::Timeout(limit),
         _ => WriteError::AnswerLost(error.to_string()),
     }
