@@ -7,11 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod broker;
 pub mod config;
 pub mod contract;
 pub mod management;
 pub mod model;
+pub mod northbound;
 pub mod pipeline;
 pub mod platform;
+pub mod security;
 pub mod southbound;
 pub mod telemetry;

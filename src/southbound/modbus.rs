@@ -27,6 +27,6 @@ mod values;
 mod write;
 
 pub use config::{
-    Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table,
-    TextOptions, WordOrder, WriteFunction, WriteOptions,
+    Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table, TextOptions,
+    WordOrder, WriteFunction, WriteOptions,
 };

@@ -102,8 +102,13 @@ impl<D: Driver> LinkTask<D> {
         outcome
     }
 
+    /// Puts a failed step in front again, or reports its points as failed: at once if the device must be left alone.
     fn again_or_give_up(&mut self, slot: usize, cycle: &mut Cycle<D::Step>, step: D::Step, fault: Fault) {
-        if cycle.tries < self.device(slot).config.retries() {
+        let held = self.driver.held(slot);
+        if let Some(time) = held {
+            self.schedule.hold(slot, self.now() + time);
+        }
+        if held.is_none() && cycle.tries < self.device(slot).config.retries() {
             cycle.tries += 1;
             cycle.steps.push_front(step);
             return;

@@ -229,9 +229,7 @@ impl Request<'_> {
             Request::WriteCoils { .. } | Request::MaskRegister { .. } => 7,
             Request::DeviceId { .. } => 4,
             Request::ServerId => 1,
-            Request::Read { .. } | Request::WriteCoil { .. } | Request::WriteRegister { .. } | Request::Echo { .. } => {
-                5
-            }
+            Request::Read { .. } | Request::WriteCoil { .. } | Request::WriteRegister { .. } | Request::Echo { .. } => 5,
         }
     }
 
