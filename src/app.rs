@@ -8,13 +8,13 @@
 
 mod adapters;
 mod admin_service;
+mod commands;
 mod devices;
 mod events;
 mod health;
 mod ingest;
 mod latest;
 mod reload;
-mod requests;
 mod sessions;
 mod supervisor;
 mod usage;

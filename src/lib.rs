@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod app;
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod management;

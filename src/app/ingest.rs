@@ -19,7 +19,7 @@ use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
 use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
-use crate::store::{NewRecord, Store};
+use crate::store::{AppendError, NewRecord, Store};
 
 /// Updates taken from the queue at once; their records go to the store together.
 const BURST: usize = 64;
@@ -108,13 +108,13 @@ impl Ingest {
             Update::Device { device, state, stats } => {
                 let now = state.clone();
                 if let Some(before) = self.latest.state(&device, state, stats) {
-                    self.desk.state_changed(&device, &before, &now).await?;
+                    self.desk.state_changed(&device, &before, &now).await;
                 }
                 Ok(Vec::new())
             }
             Update::Identity { device, identity } => {
-                self.latest.identity(&device, identity.clone());
-                self.desk.identified(&device, identity).await?;
+                self.desk.identified(&device, &identity).await?;
+                self.latest.identity(&device, identity);
                 Ok(Vec::new())
             }
         }
@@ -159,7 +159,7 @@ impl Ingest {
         }
         match self.store.append(records).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_closed() => Err(format!("append telemetry: {error}")),
+            Err(error @ AppendError::Closed) => Err(format!("append telemetry: {error}")),
             // The store counts what it refuses and says so as a gap.
             Err(_) => Ok(()),
         }

@@ -69,7 +69,7 @@ impl Sessions {
 
     /// Releases consumers that the log knows from an earlier run but the configuration does not name any more.
     pub async fn release_unknown(&self) {
-        let known: Vec<String> = self.store.stats().borrow().consumers.iter().map(|c| c.name.clone()).collect();
+        let known: Vec<String> = self.store.stats().borrow().consumers.keys().cloned().collect();
         for name in known.into_iter().filter(|name| !self.running.contains_key(name)) {
             self.release(&name).await;
         }

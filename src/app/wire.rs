@@ -16,13 +16,16 @@ use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
 use super::reload::{self, InForce, Reloader};
-use super::requests::{self, Scalings};
+use super::commands::{self, AnswersToLog, LedgerInState, Scalings, ScaledWriter};
 use super::sessions::Sessions;
 use super::supervisor::Supervisor;
 use super::watchdog;
 use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
+use crate::management::command::{CommandLimits, CommandService};
+use crate::model::Device;
 use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
+use crate::pipeline::DevicePipeline;
 use crate::platform::clock::{SharedClock, SystemClock};
 use crate::southbound::Southbound;
 use crate::store::Store;
@@ -113,9 +116,9 @@ impl Gateway {
         let latest = Latest::default();
         latest.set_devices(loaded.devices.iter().map(|d| &d.model));
         let stats = Arc::new(IngestStats::default());
-        let desk = DeviceDesk::new(board.clone(), events.clone(), clock.clone());
-        desk.set_devices(loaded.devices.iter().map(|d| d.model.clone()).collect());
-        let pipelines: Vec<_> = loaded.devices.iter().map(|d| d.pipeline()).collect();
+        let desk = DeviceDesk::new(store.clone(), board.clone(), events.clone(), clock.clone());
+        desk.declare(&models(&loaded)).await.map_err(|e| failed("onboarding")(&e))?;
+        let pipelines = pipelines(&loaded);
         let scalings = Scalings::default();
         scalings.set(&pipelines);
         let (update, updates) = mpsc::channel(loaded.gateway.limits.scan_queue);
@@ -135,16 +138,20 @@ impl Gateway {
         });
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
-        supervisor.spawn("notices", requests::keep_notices(notices, events.clone(), token.clone()));
-        let commands = requests::CommandTask {
-            store: store.clone(),
-            southbound: southbound.clone(),
-            scalings: scalings.clone(),
-            clock: clock.clone(),
-            limits: loaded.gateway.limits.clone(),
-            devices: desk.clone(),
+        supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
+        let limits = &loaded.gateway.limits;
+        let limits = CommandLimits {
+            queue: limits.command_queue,
+            per_second: limits.commands_per_second,
+            timeout: limits.command_timeout,
         };
-        supervisor.spawn("commands", commands.run(asked, token.clone()));
+        let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
+        let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
+        let devices = loaded.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
+        let started = CommandService::start(limits, devices, writer, LedgerInState(store.clone()), answers, clock.clone()).await;
+        let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
+        supervisor.spawn("requests", commands::run(command_service.clone(), asked, token.clone()));
+        supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });
 
         // Reload and the local door.
         let (handle, reload_requests) = reload::channel();
@@ -158,6 +165,7 @@ impl Gateway {
             latest: latest.clone(),
             desk,
             scalings,
+            commands: command_service,
             health: health.clone(),
             events,
             logs: telemetry.logs.clone(),
@@ -189,7 +197,7 @@ impl Gateway {
 
     /// Addresses that the embedded broker listens on.
     pub fn broker_addresses(&self) -> Vec<std::net::SocketAddr> {
-        self.broker.as_ref().map(EmbeddedBroker::addresses).unwrap_or_default()
+        self.broker.as_ref().map(|b| b.addresses().to_vec()).unwrap_or_default()
     }
 
     /// Waits until a task ends that must not; says which and why.
@@ -239,4 +247,15 @@ fn create_private(directory: &Path) -> Result<(), String> {
 /// What publishers know of the devices.
 pub(super) fn directory(loaded: &Loaded) -> Directory {
     loaded.devices.iter().map(|d| (d.model.id.to_string(), d.model.clone())).collect()
+}
+
+/// The devices as everyone but their drivers sees them.
+pub(super) fn models(loaded: &Loaded) -> Vec<Arc<Device>> {
+    loaded.devices.iter().map(|d| d.model.clone()).collect()
+}
+
+/// One fresh pipeline per device.
+pub(super) fn pipelines(loaded: &Loaded) -> Vec<DevicePipeline> {
+    let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules(), d.batch_limits());
+    loaded.devices.iter().map(of).collect()
 }
