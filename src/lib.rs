@@ -9,3 +9,4 @@
 pub mod contract;
 pub mod model;
 pub mod platform;
+pub mod store;
