@@ -13,10 +13,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::certs::Authority;
 use self::mosquitto::{Mosquitto, Observer};
 use self::proxy::{Mode, Proxy};
 use self::source::{FakeSource, FakeStore, telemetry_payload};
 
+#[path = "northbound_support/certs.rs"]
+mod certs;
 #[path = "northbound_support/mosquitto.rs"]
 mod mosquitto;
 #[path = "northbound_support/proxy.rs"]
@@ -476,4 +479,49 @@ async fn a_closed_window_keeps_the_link_shut_but_for_the_critical_lane() {
     up.clock.advance(Duration::from_secs(3600));
     up.until("shut at the end", |h| !h.connected && h.reason.contains("window")).await;
     up.end().await;
+}
+
+/// A TLS uplink with this client configuration; `name` is the server's name in the address.
+fn start_secured(
+    version: Version,
+    port: u16,
+    name: &str,
+    client: Arc<rustls::ClientConfig>,
+    store: &FakeStore,
+) -> Uplink {
+    let mut config = config(&[port]);
+    uplink(&mut config).version = version;
+    uplink(&mut config).servers = vec![format!("mqtts://{name}:{port}").parse().unwrap()];
+    start_tls(config, store, Arc::new(move |_: &str| Ok(client.clone())))
+}
+
+#[tokio::test]
+async fn tls_verifies_the_server_and_shows_our_certificate() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let (server, client) = (ours.sign("localhost"), ours.sign("gateway-1"));
+    let files = [("ca", ours.pem.as_str()), ("cert", server.cert.as_str()), ("key", server.key.as_str())];
+    let lines = "cafile {dir}/ca\ncertfile {dir}/cert\nkeyfile {dir}/key\nrequire_certificate true\nuse_identity_as_username true";
+    let broker = Mosquitto::start(lines, &files);
+    for version in both_versions() {
+        let store = FakeStore::default();
+        store.append_value("pump", 1.0);
+        let up = start_secured(version, broker.port, "localhost", ours.client(Some(&client)), &store);
+        timeout(LONG, store.all_confirmed()).await.unwrap();
+        up.end().await;
+
+        for (name, client, told) in [
+            ("localhost", theirs.client(None), "add its CA"),
+            ("127.0.0.1", ours.client(Some(&client)), "another name"),
+            ("localhost", ours.client(None), "our certificate"),
+        ] {
+            let mut up = start_secured(version, broker.port, name, client, &FakeStore::default());
+            let health = up.until(told, |h| h.reason.contains(told)).await;
+            assert!(!health.connected);
+            up.end().await;
+        }
+    }
+    let mut config = config(&[broker.port]);
+    uplink(&mut config).servers = vec![format!("mqtts://localhost:{}", broker.port).parse().unwrap()];
+    let mut up = start(config, &FakeStore::default());
+    up.until("without TLS configuration", |h| h.reason.contains("no TLS configuration: this test has none")).await;
 }

@@ -55,6 +55,8 @@ impl From<v5::ConnectionError> for Failure {
             E::MqttState(S::AwaitPingResp) => no_ping(),
             E::MqttState(S::CollisionTimeout) => out_of_order(),
             E::Timeout(_) => slow_handshake(),
+            // This one does not name its source.
+            E::MqttState(S::Deserialization(inner)) => chained(&inner),
             other => chained(&other),
         }
     }
@@ -130,22 +132,23 @@ fn chained(error: &(dyn Error + 'static)) -> Failure {
             return tls_failure(tls);
         }
         if let Some(io) = e.downcast_ref::<io::Error>() {
-            // An I/O error around another error names that one as its inner error, not as its source.
-            match io.get_ref() {
-                Some(inner) => {
-                    if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-                        return tls_failure(tls);
-                    }
-                }
-                None => return io_failure(io),
+            if let Some(tls) = inner_tls(io) {
+                return tls_failure(tls);
             }
             if io.to_string().contains("lookup address") {
                 return Failure::passing(format!("the server's name cannot be resolved: {io}"));
             }
+            return io_failure(io);
         }
         cause = e.source();
     }
     Failure::passing(error.to_string())
+}
+
+/// An I/O error around another error names that one as its inner error, not as its source; and they nest.
+fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref::<rustls::Error>().or_else(|| inner.downcast_ref::<io::Error>().and_then(inner_tls))
 }
 
 fn io_failure(error: &io::Error) -> Failure {
@@ -170,7 +173,8 @@ fn tls_failure(error: &rustls::Error) -> Failure {
             C::NotValidYet | C::NotValidYetContext { .. } => {
                 "the broker's certificate is not valid yet (or the clock here is wrong)".to_owned()
             }
-            C::UnknownIssuer => {
+            // A signature that fails comes from another authority of the same name.
+            C::UnknownIssuer | C::BadSignature => {
                 "the broker's certificate is signed by nobody that is trusted here; add its CA".to_owned()
             }
             C::NotValidForName | C::NotValidForNameContext { .. } => {
