@@ -18,17 +18,21 @@
 pub mod checked;
 mod csv_list;
 mod device;
-mod diff;
+pub mod diff;
 mod gateway;
 mod into_pipeline;
 #[cfg(feature = "modbus")]
+mod into_broker;
+mod into_northbound;
 mod into_southbound;
+mod into_store;
+mod into_telemetry;
 mod problem;
 mod reader;
 mod secret;
 pub mod starter;
 mod suggest;
-mod summary;
+pub mod summary;
 mod tree;
 mod units;
 mod value;

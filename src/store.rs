@@ -22,6 +22,8 @@ mod error;
 pub mod fs;
 mod inbox;
 mod log;
+pub mod state;
+pub use state::{Change, StateStore};
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -85,6 +87,7 @@ pub struct ConsumerSpec {
 pub struct Store {
     inbox: Arc<Inbox>,
     stats: watch::Receiver<Stats>,
+    state: StateStore,
 }
 
 impl Store {
@@ -99,8 +102,10 @@ impl Store {
 
     /// Like [`Store::open`], on another file system.
     pub fn open_on(fs: Arc<dyn FileSystem>, config: Config, clock: SharedClock) -> Result<Self, OpenError> {
+        let dir = config.dir.clone();
         let (inbox, stats) = thread::start(fs, config, clock)?;
-        Ok(Self { inbox, stats })
+        let state = StateStore::open(&dir).expect("temporary");
+        Ok(Self { inbox, stats, state })
     }
 
     /// Adds records; waits while the queue in front of the log is full. Returns the number of the last one, when all
@@ -145,6 +150,11 @@ impl Store {
         let reply = self.inbox.ask(|reply| Control::Remove { name: owned, reply }).await;
         reply.map_err(|Closed| ConsumerError::Closed(name.to_owned()))?
     }
+
+    /// Keyed state.
+    pub fn state(&self) -> &StateStore { &self.state }
+    /// Answers.
+    pub async fn ping(&self) -> bool { self.sync().await; true }
 
     /// Figures, renewed about twice a second.
     pub fn stats(&self) -> watch::Receiver<Stats> {

@@ -109,5 +109,3 @@ impl RetainedStore for RetainedInState {
     }
 }
 
-/// The TLS configuration of each uplink, read again by the security module when its files change.
-pub type TlsByConsumer = Arc<std::collections::HashMap<String, crate::security::ClientTls>>;

@@ -17,7 +17,7 @@ use super::ingest::Control;
 use super::latest::Latest;
 use super::commands::Scalings;
 use super::sessions::Sessions;
-use super::wire::{directory, models, pipelines};
+use super::wire::{directory, drivers, models, pipelines, wanted};
 use crate::config::watch::{POLL_INTERVAL, Watcher};
 use crate::config::{self, Loaded, diff::diff};
 use crate::contract::v1::event::Severity;
@@ -163,9 +163,9 @@ impl Reloader {
     async fn apply(&self, old: &Loaded, new: &Loaded) -> Result<(), String> {
         self.logs.set_level(&new.gateway.log.level).map_err(|e| e.to_string())?;
         let mut sessions = self.sessions.lock().await;
-        if let Err(error) = sessions.apply(new.consumers()).await {
+        if let Err(error) = sessions.apply(wanted(new)).await {
             // Back to what worked; an error on the way back is the one to report.
-            sessions.apply(old.consumers()).await?;
+            sessions.apply(wanted(old)).await?;
             return Err(error);
         }
         self.health.set_consumers(sessions.health());
@@ -180,7 +180,7 @@ impl Reloader {
         let (done, replaced) = oneshot::channel();
         self.control.send(Control::Replace { pipelines, done }).await.map_err(|_| "the gateway is stopping".to_owned())?;
         replaced.await.map_err(|_| "the gateway is stopping".to_owned())?;
-        let applied = self.southbound.apply(new.southbound()).await;
+        let applied = self.southbound.apply(drivers(new)).await;
         tracing::debug!(?applied, "devices");
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
 use super::reload::{self, InForce, Reloader};
 use super::commands::{self, AnswersToLog, LedgerInState, Scalings, ScaledWriter};
-use super::sessions::Sessions;
+use super::sessions::{Sessions, Wanted};
 use super::supervisor::Supervisor;
 use super::watchdog;
 use crate::broker::{EmbeddedBroker, LocalBroker};
@@ -27,7 +27,7 @@ use crate::model::Device;
 use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
 use crate::pipeline::DevicePipeline;
 use crate::platform::clock::{SharedClock, SystemClock};
-use crate::southbound::Southbound;
+use crate::southbound::{DeviceConfig, Southbound};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::{admin, store};
@@ -73,7 +73,7 @@ impl Gateway {
         let events = EventLog::new(store.clone(), clock.clone());
 
         // The embedded broker, if there is one.
-        let broker = match loaded.broker_config().map_err(|e| failed("embedded broker")(&e))? {
+        let broker = match loaded.gateway.broker_config().map_err(|e| failed("embedded broker")(&e))? {
             Some(config) => {
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
@@ -109,7 +109,7 @@ impl Gateway {
             clock: clock.clone(),
         };
         let mut sessions = Sessions::new(store.clone(), context, broker.clone());
-        sessions.apply(loaded.consumers()).await.map_err(|e| failed("sessions")(&e))?;
+        sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
         sessions.release_unknown().await;
 
         // From drivers to the log.
@@ -125,7 +125,7 @@ impl Gateway {
         let (control, controls) = mpsc::channel::<Control>(4);
         let ingest = Ingest::new(pipelines, store.clone(), latest.clone(), desk.clone(), clock.clone(), stats.clone());
         supervisor.spawn("ingest", ingest.run(updates, controls));
-        let southbound = Southbound::start(loaded.southbound(), update, clock.clone());
+        let southbound = Southbound::start(drivers(&loaded), update, clock.clone());
 
         // What people and systemd see.
         let broker_stats = broker.clone();
@@ -233,7 +233,7 @@ impl Gateway {
 }
 
 async fn open_store(loaded: &Loaded, clock: &SharedClock) -> Result<Store, StartError> {
-    let (config, clock) = (loaded.store_config(), clock.clone());
+    let (config, clock) = (loaded.gateway.store_config(), clock.clone());
     let opened = tokio::task::spawn_blocking(move || store::Store::open(config, clock)).await;
     opened.map_err(|e| failed("store")(&e))?.map_err(|e| failed("store")(&e))
 }
@@ -258,4 +258,14 @@ pub(super) fn models(loaded: &Loaded) -> Vec<Arc<Device>> {
 pub(super) fn pipelines(loaded: &Loaded) -> Vec<DevicePipeline> {
     let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules(), d.batch_limits());
     loaded.devices.iter().map(of).collect()
+}
+
+/// The devices as their drivers see them.
+pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
+    loaded.devices.iter().map(|d| d.southbound()).collect()
+}
+
+/// The consumers of the log that are configured.
+pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
+    loaded.gateway.consumers().into_iter().map(|(config, tls)| Wanted { config, tls }).collect()
 }

@@ -183,8 +183,10 @@ impl EmbeddedBroker {
     /// Pends while the broker works; its failure ends the process or at least restarts the broker.
     pub async fn failed(&self) -> BrokerError {
         let mut failure = self.inner.shared.failure.subscribe();
-        match failure.wait_for(Option::is_some).await {
-            Ok(why) => BrokerError::Failed(why.clone().unwrap_or_default()),
+        // The guard is given back before anything else is awaited.
+        let why = failure.wait_for(Option::is_some).await.map(|why| why.clone().unwrap_or_default());
+        match why {
+            Ok(why) => BrokerError::Failed(why),
             Err(_) => std::future::pending().await,
         }
     }
