@@ -22,6 +22,7 @@ mod error;
 pub mod fs;
 mod inbox;
 mod log;
+pub mod state;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
 pub use consumer::Consumer;
 pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
 pub use log::frame::MAX_PAYLOAD;
+pub use state::{StateError, StateStore};
 pub use stats::{ConsumerStats, LaneStats, Stats};
 
 use crate::model::{Lane, RecordKind, Seq};
@@ -85,6 +87,7 @@ pub struct ConsumerSpec {
 pub struct Store {
     inbox: Arc<Inbox>,
     stats: watch::Receiver<Stats>,
+    state: StateStore,
 }
 
 impl Store {
@@ -97,10 +100,12 @@ impl Store {
         Self::open_on(Arc::new(RealFs), config, clock)
     }
 
-    /// Like [`Store::open`], on another file system.
+    /// Like [`Store::open`], with the log on another file system. The state is always on real files.
     pub fn open_on(fs: Arc<dyn FileSystem>, config: Config, clock: SharedClock) -> Result<Self, OpenError> {
-        let (inbox, stats) = thread::start(fs, config, clock)?;
-        Ok(Self { inbox, stats })
+        let state_dir = config.dir.join("state");
+        let (inbox, stats) = thread::start(fs, config, clock.clone())?;
+        let state = state::writer::start(&state_dir, inbox.clone(), clock)?;
+        Ok(Self { inbox, stats, state })
     }
 
     /// Adds records; waits while the queue in front of the log is full. Returns the number of the last one, when all
@@ -151,6 +156,11 @@ impl Store {
         self.stats.clone()
     }
 
+    /// The keyed state.
+    pub fn state(&self) -> &StateStore {
+        &self.state
+    }
+
     /// Waits until everything accepted so far is synced, or known to be lost to a failing disk.
     pub async fn sync(&self) {
         _ = self.inbox.ask(|reply| Control::Sync { reply }).await;
@@ -162,6 +172,9 @@ impl Store {
     /// # Errors
     /// Something could not be synced; the next start reports what is missing.
     pub async fn close(self) -> Result<(), CloseError> {
+        if let Err(error) = self.state.flush().await {
+            tracing::warn!(%error, "retained messages of the last second are not saved");
+        }
         match self.inbox.ask(|reply| Control::Close { reply }).await {
             Ok(result) => result.map_err(CloseError),
             Err(Closed) => Ok(()),
