@@ -172,9 +172,7 @@ impl Store {
     /// # Errors
     /// Something could not be synced; the next start reports what is missing.
     pub async fn close(self) -> Result<(), CloseError> {
-        if let Err(error) = self.state.flush().await {
-            tracing::warn!(%error, "retained messages of the last second are not saved");
-        }
+        self.state.close().await;
         match self.inbox.ask(|reply| Control::Close { reply }).await {
             Ok(result) => result.map_err(CloseError),
             Err(Closed) => Ok(()),

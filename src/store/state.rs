@@ -111,6 +111,9 @@ impl StateStore {
 
     fn checked<T>(&self, tree: &str, result: Result<T, db::ReadError>) -> Result<T, StateError> {
         result.map_err(|error| {
+            if matches!(error, db::ReadError::Gone) {
+                return StateError::Closed;
+            }
             tracing::error!(tree, %error, "the state is damaged; it is rebuilt from its journal");
             // When the queue is full the next reader asks again.
             _ = self.requests.try_send(Request::Rebuild);
@@ -188,6 +191,11 @@ impl StateStore {
     /// As for [`StateStore::put`].
     pub async fn next_epoch(&self) -> Result<u64, StateError> {
         self.ask(|reply| Request::NextEpoch { reply }).await?
+    }
+
+    /// Writes what waits and lets go of the files.
+    pub(crate) async fn close(&self) {
+        _ = self.ask(|reply| Request::Close { reply }).await;
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, StateError> {

@@ -6,16 +6,15 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::journal::parts;
 use super::value::{seal, unseal};
 use super::{OWN_TREE, Op, StateError};
-use crate::model::Seq;
 
-/// Key in the own tree: the last record of the journal that is in sled.
-const APPLIED_KEY: &[u8] = b"applied";
 /// In front of the names of lazy trees in sled.
 const LAZY: &str = "~";
 /// Bytes that may wait for lazy trees.
@@ -27,8 +26,8 @@ const CACHE_BYTES: u64 = 1 << 20;
 pub(crate) enum ReadError {
     #[error("a value of tree {0} fails its checksum")]
     Checksum(String),
-    #[error("the database is being rebuilt")]
-    Rebuilding,
+    #[error("the state is closed or being rebuilt")]
+    Gone,
     #[error(transparent)]
     Sled(#[from] sled::Error),
 }
@@ -49,13 +48,23 @@ pub(crate) struct Shared {
     pending: Mutex<Pending>,
 }
 
+/// Opens sled. A lock held by an instance that is just going away is waited for; it is no damage.
 fn open_db(dir: &Path) -> io::Result<sled::Db> {
+    const TRIES: u32 = 100;
+    const PAUSE: Duration = Duration::from_millis(20);
     let config =
         sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::LowSpace).flush_every_ms(None);
-    // sled panics on some kinds of damage.
-    let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
-    let panicked = |_| io::Error::other("sled panicked while opening its files");
-    opened.map_err(panicked)?.map_err(io::Error::other)
+    for tried in 1.. {
+        // sled panics on some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let opened =
+            opened.unwrap_or_else(|_| Err(sled::Error::Io(io::Error::other("sled panicked while opening its files"))));
+        match opened {
+            Err(sled::Error::Io(error)) if tried < TRIES && error.to_string().contains("lock") => thread::sleep(PAUSE),
+            other => return other.map_err(io::Error::other),
+        }
+    }
+    unreachable!("the last try returns")
 }
 
 /// Makes the names of the directory and of its files durable, which sled does not.
@@ -121,9 +130,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Lets go of the files; from here on reading and writing fail.
+    pub fn close(&self) {
+        *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn with<T>(&self, work: impl FnOnce(&sled::Db) -> Result<T, ReadError>) -> Result<T, ReadError> {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
-        let db = db.as_ref().ok_or(ReadError::Rebuilding)?;
+        let db = db.as_ref().ok_or(ReadError::Gone)?;
         catch_unwind(AssertUnwindSafe(|| work(db))).unwrap_or_else(|_| Err(ReadError::Checksum("?".into())))
     }
 
@@ -215,7 +229,7 @@ impl Shared {
             }
         });
         let ops: Vec<Op> = ops.collect();
-        self.apply(&ops, None)?;
+        self.apply(&ops)?;
         let mut pending = self.pending();
         for (key, value) in entries {
             if pending.entries.get(&key) == Some(&value) {
@@ -227,10 +241,9 @@ impl Shared {
     }
 
     /// Applies changes to sled and waits until they are on the disk.
-    pub fn apply(&self, ops: &[Op], applied: Option<Seq>) -> io::Result<()> {
+    pub fn apply(&self, ops: &[Op]) -> io::Result<()> {
         let guard = self.db.read().unwrap_or_else(PoisonError::into_inner);
-        let db =
-            guard.as_ref().ok_or_else(|| io::Error::other("the state could not be rebuilt; restart the gateway"))?;
+        let db = guard.as_ref().ok_or_else(|| io::Error::other("the state is closed or could not be rebuilt"))?;
         let work = || -> Result<(), sled::Error> {
             for op in ops {
                 let (tree, key, value) = parts(op);
@@ -240,9 +253,6 @@ impl Shared {
                     None => _ = target.remove(key.as_ref())?,
                 }
             }
-            if let Some(seq) = applied {
-                db.open_tree(OWN_TREE)?.insert(APPLIED_KEY, seal(OWN_TREE, APPLIED_KEY, &seq.to_le_bytes()))?;
-            }
             db.flush().map(|_| ())
         };
         catch_unwind(AssertUnwindSafe(work))
@@ -251,10 +261,15 @@ impl Shared {
         File::open(self.dir.join("db"))?.sync_all()
     }
 
-    /// The last record of the journal that is in sled; 0 when it is new.
-    pub fn applied(&self) -> Seq {
-        let value = self.get(OWN_TREE, APPLIED_KEY).ok().flatten();
-        value.and_then(|v| v.as_ref().try_into().ok()).map_or(0, u64::from_le_bytes)
+    /// Which of these entries, in order, sled does not show. Later entries of a key count.
+    pub fn differing(&self, ops: Vec<Op>) -> Result<Vec<Op>, ReadError> {
+        let last: BTreeMap<(String, Bytes), Op> =
+            ops.into_iter().map(|op| ((parts(&op).0.to_owned(), parts(&op).1.clone()), op)).collect();
+        let differs = |op: &Op| {
+            let (tree, key, value) = parts(op);
+            Ok::<_, ReadError>(self.get(tree, key)?.as_ref() != value)
+        };
+        last.into_values().filter_map(|op| differs(&op).map(|d| d.then_some(op)).transpose()).collect()
     }
 
     /// Every entry of the durable trees.
@@ -269,9 +284,7 @@ impl Shared {
                 for entry in db.open_tree(&name)?.iter() {
                     let (key, sealed) = entry?;
                     let value = unseal(&tree, &key, &sealed).ok_or_else(|| ReadError::Checksum(tree.clone()))?;
-                    if !(tree == OWN_TREE && key == APPLIED_KEY) {
-                        ops.push(Op::Put { tree: tree.clone(), key: Bytes::copy_from_slice(&key), value });
-                    }
+                    ops.push(Op::Put { tree: tree.clone(), key: Bytes::copy_from_slice(&key), value });
                 }
             }
             Ok(ops)

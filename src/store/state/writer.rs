@@ -45,6 +45,10 @@ pub(crate) enum Request {
     /// Lazy changes begin to wait.
     WriteBehind,
     Rebuild,
+    /// Writes what waits and lets go of the files.
+    Close {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 struct Writer {
@@ -52,8 +56,6 @@ struct Writer {
     inbox: Arc<Inbox>,
     clock: SharedClock,
     place: Arc<ConsumerShared>,
-    /// The last number of the critical lane when the state was opened.
-    log_end: Seq,
     runtime: Runtime,
     /// Bytes in the journal since the last snapshot.
     journal_bytes: usize,
@@ -86,9 +88,8 @@ impl Writer {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let spec = ConsumerSpec { name: JOURNAL.to_owned(), start: Start::Oldest };
         let registered = runtime.block_on(inbox.ask(|reply| Control::Register { spec, reply }));
-        let (place, tail) = registered.map_err(io::Error::other)?.map_err(io::Error::other)?;
-        let log_end = tail.next(Lane::Critical) - 1;
-        let mut writer = Self { shared, inbox, clock, place, log_end, runtime, journal_bytes: 0, snapshot_bytes: 0 };
+        let (place, _tail) = registered.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let mut writer = Self { shared, inbox, clock, place, runtime, journal_bytes: 0, snapshot_bytes: 0 };
         writer.catch_up()?;
         Ok(writer)
     }
@@ -110,6 +111,12 @@ impl Writer {
             }
             let patience = behind_since.map_or(PIN_CHECK, |since| WRITE_BEHIND.saturating_sub(since.elapsed()));
             match self.runtime.block_on(async { tokio::time::timeout(patience, requests.recv()).await }) {
+                Ok(Some(Request::Close { reply })) => {
+                    self.write_behind();
+                    self.shared.close();
+                    _ = reply.send(());
+                    return;
+                }
                 Ok(Some(request)) => self.handle(request),
                 Ok(None) => return self.write_behind(),
                 Err(_) => {}
@@ -132,7 +139,7 @@ impl Writer {
             }
             Request::NextEpoch { reply } => _ = reply.send(self.next_epoch()),
             Request::Flush { reply } => _ = reply.send(self.shared.write_pending().map_err(disk)),
-            Request::WriteBehind => {}
+            Request::WriteBehind | Request::Close { .. } => {}
             Request::Rebuild => {
                 let rebuilt = self.shared.begin_anew().and_then(|()| self.catch_up());
                 if let Err(error) = rebuilt {
@@ -146,8 +153,8 @@ impl Writer {
     fn change(&mut self, change: &Change) -> Result<(), StateError> {
         let payload = change.encode(Kind::Change);
         self.journal_bytes += payload.len();
-        let seq = self.journal(vec![payload])?;
-        self.shared.apply(change.ops(), Some(seq)).map_err(disk)
+        self.journal(vec![payload])?;
+        self.shared.apply(change.ops()).map_err(disk)
     }
 
     fn next_epoch(&mut self) -> Result<u64, StateError> {
@@ -177,14 +184,12 @@ impl Writer {
         })
     }
 
-    /// Applies what is in the journal and not in sled.
+    /// Applies what the journal says and sled does not. The whole journal is compared, because a damaged sled may open
+    /// without a word and miss some entries only.
     fn catch_up(&mut self) -> io::Result<()> {
-        // A log that was deleted begins anew, and so does what sled knows of it.
-        let applied = Some(self.shared.applied()).filter(|&seq| seq <= self.log_end).unwrap_or(0);
-        let first = self.place.lanes()[Lane::Critical as usize].next_open(1);
-        let mut pos = first;
+        let mut pos = self.place.lanes()[Lane::Critical as usize].next_open(1);
         let mut ops = Vec::new();
-        let mut last = applied;
+        let mut complete = false;
         loop {
             let (records, next) = self.read(pos)?;
             for record in records {
@@ -193,22 +198,24 @@ impl Writer {
                     continue;
                 };
                 self.journal_bytes += record.payload.len();
-                if kind != Kind::SnapshotEnd && kind != Kind::SnapshotBegin && record.seq > applied {
-                    ops.extend_from_slice(change.ops());
-                    last = record.seq;
-                }
+                complete |= kind == Kind::SnapshotEnd;
+                ops.extend_from_slice(change.ops());
             }
             if next == pos {
                 break;
             }
             pos = next;
-            if ops.len() > 256 {
-                self.shared.apply(&std::mem::take(&mut ops), Some(last))?;
-            }
         }
-        if !ops.is_empty() {
-            tracing::warn!(from = first, to = last, "the state was behind its journal and was brought up to date");
-            self.shared.apply(&ops, Some(last))?;
+        let known = self.shared.durable_entries().map_err(io::Error::other)?.len();
+        let in_journal = ops.len();
+        let differing = self.shared.differing(ops).map_err(io::Error::other)?;
+        if !differing.is_empty() {
+            tracing::warn!(entries = differing.len(), "the state was behind its journal and was brought up to date");
+            self.shared.apply(&differing)?;
+        }
+        if known > 0 && in_journal == 0 && !complete {
+            tracing::warn!("the journal of the state is gone; a new one is written");
+            self.snapshot().map_err(io::Error::other)?;
         }
         Ok(())
     }
