@@ -14,7 +14,7 @@ use super::log::frame::MAX_PAYLOAD;
 use super::log::progress::{ConsumerShared, Offer};
 use super::log::tail::Tail;
 use super::{ConsumerSpec, NewRecord};
-use crate::model::{Lane, Seq};
+use crate::model::{Lane, Record, Seq};
 
 /// Bytes of records that may wait in front of each lane.
 const APPEND_BYTES: usize = 1 << 20;
@@ -41,6 +41,12 @@ pub(crate) enum Control {
         to: Seq,
         max: usize,
         reply: oneshot::Sender<(Vec<Offer>, Seq)>,
+    },
+    /// The records of the journal of the state from a place on, and where to go on.
+    Journal {
+        consumer: Arc<ConsumerShared>,
+        from: Seq,
+        reply: oneshot::Sender<(Vec<Record>, Seq)>,
     },
     Sync {
         reply: oneshot::Sender<()>,

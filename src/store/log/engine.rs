@@ -10,12 +10,12 @@ use super::commit::Job;
 use super::frame::{HEADER, MAX_PAYLOAD};
 use super::holes::Hole;
 use super::lane::{EMERGENCY, Failure, Free, LaneLog, RETRY_NS, Registered, first_seq};
-use super::progress::{ConsumerShared, Offer, Progress};
+use super::progress::{ConsumerShared, Item, Offer, Progress};
 use super::quota::NoRoom;
 use super::recovery::{Opened, Opening};
 use super::segment::HEADER_LEN;
 use super::tail::Tail;
-use crate::model::{ClockTrust, Depth, GapReason, Lane, Record, Seq, Stamp};
+use crate::model::{ClockTrust, Depth, GapReason, Lane, Record, RecordKind, Seq, Stamp};
 use crate::store::config::{Config, OnFull};
 use crate::store::fs::{FileSystem, Lock, Open, SyncPoint};
 use crate::store::{ConsumerError, NewRecord, OpenError, Start};
@@ -355,6 +355,25 @@ impl Engine {
         (offers, pos)
     }
 
+    /// The records of the journal of the state from `from` on, and where to go on.
+    pub fn read_journal(&mut self, place: &ConsumerShared, from: Seq) -> (Vec<Record>, Seq) {
+        let lane = &mut self.lanes[Lane::Critical as usize];
+        let mut items = Vec::new();
+        let start = place.lanes()[Lane::Critical as usize].next_open(from);
+        let mut pos = start;
+        for _ in 0..3 {
+            pos = lane.read(start, lane.next, 256, &mut items);
+            if pos > start {
+                break;
+            }
+        }
+        let journal = |item| match item {
+            Item::Record(record) if record.kind == RecordKind::Journal => Some(record),
+            _ => None,
+        };
+        (items.into_iter().filter_map(journal).collect(), pos.max(from))
+    }
+
     /// Brings the estimates in the depth of every consumer up to date.
     pub fn update_depths(&self) {
         for shared in self.consumers.values() {
@@ -383,6 +402,12 @@ impl Engine {
             }
         }
         self.shrink_to_quota();
+        let critical = &self.lanes[Lane::Critical as usize];
+        let oldest = (!critical.sealed.is_empty()).then(|| critical.sealed_until(0));
+        for (_, shared) in self.consumers.iter().filter(|(name, _)| name.starts_with(INTERNAL)) {
+            let cursor = shared.lanes()[Lane::Critical as usize].cursor;
+            shared.pins_old_segment.store(oldest.is_some_and(|to| cursor < to), Ordering::Release);
+        }
     }
 
     /// Makes the next commit of a lane due at once.
