@@ -83,7 +83,9 @@ async fn storms_of_random_packets_do_not_stop_it() {
     let seed = rand::random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    for round in 0..1500 {
+    // 15,000 and more take some seconds: FIELDGATE_STORM=15000
+    let rounds = std::env::var("FIELDGATE_STORM").map_or(1500, |text| text.parse().unwrap());
+    for round in 0..rounds {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut bytes = if round % 3 == 0 { Vec::new() } else { connect_packet(&format!("r{}", round % 7)) };
         for _ in 0..random.random_range(1..8) {
@@ -234,6 +236,14 @@ async fn a_stop_delivers_what_waits_and_frees_the_port() {
     assert!(handle.publish(vec![publication("x", "", Retain::No)]).await.is_err());
     assert!(handle.subscribe(vec!["#".into()]).is_err());
     std::net::TcpListener::bind(address).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_handle_dropped_stops_it() {
+    let (broker, address) = start(Limits::default(), MemoryRetained::default()).await;
+    let mut client = subscriber(address, "c", "t").await;
+    drop(broker);
+    assert_eq!(timeout(SOON, client.read(&mut [0; 8])).await.unwrap().unwrap(), 0);
 }
 
 #[tokio::test]
