@@ -29,7 +29,7 @@ pub enum ConfigError {
     /// Nobody could ever connect.
     #[error(
         "listener {0} needs authentication, but there are no users and it does not ask for client certificates; add a user \
-         (`fieldgate passwd` makes the hash), set `client-ca`, or listen on 127.0.0.1"
+         (`fieldgate hash-password` makes the hash), set `client-ca`, or listen on 127.0.0.1"
     )]
     NobodyMayConnect(SocketAddr),
     /// Two listeners on one address.

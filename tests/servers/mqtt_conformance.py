@@ -295,7 +295,8 @@ def keep_alive_expiry_publishes_the_will(_):
     start = time.time()
     check(w.take(1, 8)[0].payload == b"silent", "will")
     took = time.time() - start
-    check(1.4 <= took <= 4.0, f"after {took:.1f} s instead of 1.5")
+    latest = 3.0 if ARGS.broker == "fieldgate" else 8.0  # mosquitto looks every 5 s
+    check(1.4 <= took <= latest, f"after {took:.1f} s instead of 1.5")
     check(r.read() is None, "the connection is closed")
     quiet = Raw()
     quiet.connect(f"{RUN}-ka0", keepalive=0, will=(topic, "never"))
