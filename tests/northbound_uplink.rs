@@ -395,6 +395,27 @@ async fn a_message_that_is_too_large_is_reported_and_does_not_stop_the_rest() {
     }
 }
 
+/// MQTT 3.1.1 cannot refuse one message: mosquitto closes the connection when a packet is too large for it.
+#[tokio::test]
+async fn a_message_that_makes_the_broker_disconnect_is_given_up_and_the_rest_flows() {
+    let broker = Mosquitto::start("allow_anonymous true\nmax_packet_size 2000", &[]);
+    let mut observer = Observer::start(broker.port, "plant/gw/#").await;
+    let store = FakeStore::default();
+    let points: Vec<(String, f64)> = (0..200).map(|n| (format!("point-{n}"), 1.0)).collect();
+    let points: Vec<(&str, f64)> = points.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    store.append_value("pump", 1.0);
+    let poison = store.append(Lane::Bulk, RecordKind::Telemetry, telemetry_payload("pump", &points));
+    for n in 0..300 {
+        store.append_value("pump", f64::from(n));
+    }
+    let mut up = start(in_order(config(&[broker.port])), &store);
+    timeout(LONG, store.all_confirmed()).await.unwrap();
+    let gap = v1::Gap::decode_as(Encoding::Protobuf, &observer.next_on("/gaps").await.payload).unwrap();
+    assert_eq!((gap.reason.as_str(), gap.from_seq, gap.records), ("broker-disconnects", poison, 1));
+    assert_eq!(up.until("counted", |h| h.lost == 1).await.connections, 6);
+    up.end().await;
+}
+
 #[tokio::test]
 async fn an_mqtt5_refusal_of_one_topic_is_reported_and_does_not_loop() {
     let acl =

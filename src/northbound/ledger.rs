@@ -94,6 +94,14 @@ impl Ledger {
         self.trim();
     }
 
+    /// The record is confirmed with its next message, however many there are.
+    pub(super) fn give_up(&mut self, token: Token) {
+        let entry = token.0.checked_sub(self.base).and_then(|index| self.entries.get_mut(index as usize));
+        if let Some(entry) = entry {
+            entry.messages = entry.messages.min(1);
+        }
+    }
+
     /// What the store may be told now.
     pub(super) fn take_ready(&mut self, now_ms: u64) -> Vec<Ack> {
         while self.held.front().is_some_and(|(at, _)| now_ms.saturating_sub(*at) >= self.hold_ms) {
@@ -154,6 +162,10 @@ mod tests {
         assert_eq!(ledger.take_ready(0), [ack(1)]);
         ledger.confirm(token, 0);
         assert_eq!((ledger.confirmed(), ledger.open_records()), (1, 0));
+        let token = ledger.open(ack(2), 5);
+        ledger.give_up(token);
+        ledger.confirm(token, 0);
+        assert_eq!(ledger.take_ready(0), [ack(2)]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Uplink;
 use super::failure::Failure;
 use super::link::{self, Client, Event, Events, LinkOptions, ToAck};
+use super::suspect::Mark;
 use crate::contract::v1::status::State;
 use crate::northbound::config::ServerUrl;
 use crate::northbound::core::{Outgoing, Owner};
@@ -33,6 +34,11 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 const CRITICAL_IDLE: Duration = Duration::from_secs(5);
 /// Requests handed over and not yet stored; more are not acknowledged until the broker delivers them again.
 const RECEIPTS: usize = 256;
+
+/// A connection that the broker closes longer than this after a message was sent does not accuse that message.
+const SUSPICION: Duration = Duration::from_secs(10);
+/// A connection that lasts this long is a good one whatever was suspected.
+const UNSUSPICIOUS: Duration = Duration::from_secs(60);
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -50,9 +56,20 @@ pub(super) enum Ended {
 /// A publication under way.
 #[derive(Debug)]
 struct InFlight {
+    /// Grows with every message of a connection.
+    number: u64,
     owner: Owner,
     topic: Arc<str>,
     sent: Instant,
+}
+
+impl InFlight {
+    fn mark(&self) -> Mark {
+        match self.owner {
+            Owner::Record { lane, seq, .. } => Mark::Record(lane, seq),
+            Owner::Kept(_) | Owner::Extra => Mark::Topic(self.topic.clone()),
+        }
+    }
 }
 
 pub(super) struct Connection<'a> {
@@ -60,6 +77,8 @@ pub(super) struct Connection<'a> {
     url: ServerUrl,
     client: Client,
     window: usize,
+    /// Most messages in flight that the broker allows.
+    most: usize,
     max_packet: usize,
     /// Handed to the client, not yet on the wire.
     queued: VecDeque<InFlight>,
@@ -67,6 +86,10 @@ pub(super) struct Connection<'a> {
     unconfirmed: Vec<Option<InFlight>>,
     in_flight: usize,
     granted: usize,
+    number: u64,
+    /// The broker has confirmed something in this connection.
+    proved: bool,
+    began: Instant,
     heard: Instant,
     busy: Instant,
     receipts: FuturesUnordered<BoxFuture<'static, Option<ToAck>>>,
@@ -89,12 +112,16 @@ impl<'a> Connection<'a> {
         let connection = Self {
             url: url.clone(),
             client,
-            window: usize::from(window),
+            window: up.suspect.window(usize::from(window)),
+            most: usize::MAX,
             max_packet: up.config.max_packet,
             queued: VecDeque::new(),
             unconfirmed: Vec::new(),
             in_flight: 0,
             granted: 0,
+            number: 0,
+            proved: false,
+            began: Instant::now(),
             heard: Instant::now(),
             busy: Instant::now(),
             receipts: FuturesUnordered::new(),
@@ -121,6 +148,9 @@ impl<'a> Connection<'a> {
                 while let Some(event) = self.ready.pop_front() {
                     let _ = self.settle(event);
                 }
+                if failure.closed && self.proved {
+                    self.accuse();
+                }
                 Ended::Failed { failure, served: true }
             }
         }
@@ -139,7 +169,8 @@ impl<'a> Connection<'a> {
             return Err(Failure::passing("the broker did not begin with CONNACK"));
         };
         if let Some(theirs) = window {
-            self.window = self.window.min(usize::from(theirs));
+            self.most = usize::from(theirs);
+            self.window = self.window.min(self.most);
         }
         if let Some(theirs) = max_packet {
             self.max_packet = self.max_packet.min(theirs);
@@ -237,7 +268,11 @@ impl<'a> Connection<'a> {
             self.up.core.undeliverable(owner, &message.topic, "message-too-large", &detail, now_ms);
             return;
         }
-        let item = InFlight { owner, topic: message.topic.clone(), sent: Instant::now() };
+        if owner == Owner::Extra && self.up.core.is_shunned(&message.topic) {
+            return;
+        }
+        self.number += 1;
+        let item = InFlight { number: self.number, owner, topic: message.topic.clone(), sent: Instant::now() };
         if self.client.publish(message) {
             self.up.schedule.sent(size);
             self.queued.push_back(item);
@@ -290,9 +325,31 @@ impl<'a> Connection<'a> {
     }
 
     fn confirmed(&mut self, item: &InFlight) {
+        self.proved = true;
+        if self.up.suspect.is(&item.mark()) {
+            self.clear_suspicion();
+        }
         let latency_ms = item.sent.elapsed().as_secs_f64() * 1000.0;
         let now_ms = self.up.now_ms();
         self.up.core.confirmed(item.owner, latency_ms, now_ms);
+    }
+
+    fn clear_suspicion(&mut self) {
+        self.up.suspect.clear();
+        self.window = self.window.max(usize::from(self.up.core.config.window).min(self.most));
+    }
+
+    /// The broker closed the connection: was it the first message that it had not confirmed?
+    fn accuse(&mut self) {
+        let on_wire = self.unconfirmed.iter().flatten();
+        let Some(item) = on_wire.min_by_key(|item| item.number).filter(|item| item.sent.elapsed() < SUSPICION) else {
+            return;
+        };
+        if self.up.suspect.closed(item.mark()) {
+            let now_ms = self.up.started.elapsed().as_millis() as u64;
+            let detail = "the broker closes the connection whenever it gets this message";
+            self.up.core.give_up(item.owner, &item.topic, "broker-disconnects", detail, now_ms);
+        }
     }
 
     /// [MQTT5 3.4.2.1] A final refusal costs this message; a passing one ends the connection, and the message comes again
@@ -365,6 +422,9 @@ impl<'a> Connection<'a> {
         let silence = self.heard.elapsed();
         if silence >= self.up.config.keep_alive.mul_f64(1.5) {
             return Err(Failure::passing(format!("the broker has been silent for {:.0} s", silence.as_secs_f64())));
+        }
+        if self.began.elapsed() >= UNSUSPICIOUS {
+            self.clear_suspicion();
         }
         self.up.send_acks();
         let depth = *self.up.feed.depth.borrow();
