@@ -106,7 +106,7 @@ impl<S: RecordSource> Consumer<S> {
         usage: Usage,
     ) -> Result<(Self, watch::Receiver<ConsumerHealth>), ConfigError> {
         config.check()?;
-        let (meter, health) = health::Meter::new(&config.name, usage);
+        let (meter, health) = health::Meter::new(&config.name, config.window, usage);
         Ok((Self { core: core::Core::new(config, &context, meter), context, source }, health))
     }
 }

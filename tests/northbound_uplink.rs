@@ -103,6 +103,13 @@ impl Uplink {
         }
     }
 
+    /// The next request and its correlation id.
+    async fn request(&mut self) -> (String, Request) {
+        let request = timeout(LONG, self.requests.recv()).await.expect("a request in time").unwrap();
+        let RequestKind::Command { command, .. } = &request.kind;
+        (command.correlation_id.clone(), request)
+    }
+
     async fn end(self) -> FakeSource {
         self.stop.cancel();
         timeout(Duration::from_secs(5), self.running).await.expect("stops in time").unwrap()
@@ -412,7 +419,8 @@ async fn a_message_that_makes_the_broker_disconnect_is_given_up_and_the_rest_flo
     timeout(LONG, store.all_confirmed()).await.unwrap();
     let gap = v1::Gap::decode_as(Encoding::Protobuf, &observer.next_on("/gaps").await.payload).unwrap();
     assert_eq!((gap.reason.as_str(), gap.from_seq, gap.records), ("broker-disconnects", poison, 1));
-    assert_eq!(up.until("counted", |h| h.lost == 1).await.connections, 6);
+    // At least five closed connections; a reset may take confirmations with it and so accuse another one first.
+    assert!((6..=20).contains(&up.until("counted", |h| h.lost == 1).await.connections));
     up.end().await;
 }
 
@@ -450,26 +458,31 @@ async fn commands_arrive_and_are_acknowledged_only_when_stored() {
         let mut up = start(config, &FakeStore::default());
         up.connected().await;
         let topic = "plant/gw/devices/pump/command";
-        let command = r#"{"correlationId":"c1","writes":[{"point":"p","value":1}]}"#;
-        observer.client.publish(topic, QoS::AtLeastOnce, false, command).await.unwrap();
-        let request = timeout(LONG, up.requests.recv()).await.unwrap().unwrap();
-        assert_eq!(request.origin.actor(), "mqtt:site");
+        let command = |id: &str| format!(r#"{{"correlationId":"{id}","writes":[{{"point":"p","value":1}}]}}"#);
+        observer.client.publish(topic, QoS::AtLeastOnce, false, command("c1")).await.unwrap();
+        let (id, request) = up.request().await;
+        assert_eq!((id.as_str(), request.origin.actor().as_str()), ("c1", "mqtt:site"));
         // Not stored: the connection breaks, the broker delivers it again.
         drop(request);
         proxy.cut();
-        let request = timeout(LONG, up.requests.recv()).await.unwrap().unwrap();
+        let (id, request) = up.request().await;
+        assert_eq!(id, "c1");
         request.receipt.accept();
-        // Stored: never again. What is retained is refused.
-        observer.client.publish(topic, QoS::AtLeastOnce, true, command).await.unwrap();
-        up.until("refused", |h| h.requests_refused == 0).await;
+        // Stored: it does not come again, only the one after it that was not.
+        observer.client.publish(topic, QoS::AtLeastOnce, false, command("c2")).await.unwrap();
+        assert_eq!(up.request().await.0, "c2");
+        proxy.cut();
+        assert_eq!(up.request().await.0, "c2");
         up.end().await;
 
+        // A retained command is refused by a session that finds it.
+        observer.client.publish(topic, QoS::AtLeastOnce, true, command("c3")).await.unwrap();
         let mut config = self::config(&[broker.port]);
         uplink(&mut config).version = version;
         uplink(&mut config).client_id = Some("another".into());
         let mut up = start(config, &FakeStore::default());
         let result = v1::CommandResult::decode_as(Encoding::Json, &observer.next_on("result").await.payload).unwrap();
-        assert_eq!((result.correlation_id.as_str(), result.code.as_str()), ("c1", "retained"));
+        assert_eq!((result.correlation_id.as_str(), result.code.as_str()), ("c3", "retained"));
         up.until("counted", |h| h.requests_refused == 1).await;
         assert!(up.requests.try_recv().is_err());
         up.end().await;

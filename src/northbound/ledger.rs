@@ -89,7 +89,7 @@ impl Ledger {
             let ack = entry.ack;
             self.open -= 1;
             self.confirmed += 1;
-            if self.hold_ms == 0 { self.ready_now(ack) } else { self.held.push_back((now_ms, ack)) }
+            if self.hold_ms == 0 { self.ready_now(ack) } else { self.hold(ack, now_ms) }
         }
         self.trim();
     }
@@ -123,6 +123,16 @@ impl Ledger {
     /// Records confirmed by the broker since start.
     pub(super) fn confirmed(&self) -> u64 {
         self.confirmed
+    }
+
+    /// Neighbours confirmed within a second share an entry, so that an hour's window stays small; they wait for the last.
+    fn hold(&mut self, ack: Ack, now_ms: u64) {
+        match self.held.back_mut() {
+            Some((at, last)) if last.lane == ack.lane && last.last + 1 == ack.first && *at / 1000 == now_ms / 1000 => {
+                (*at, last.last) = (now_ms, ack.last);
+            }
+            _ => self.held.push_back((now_ms, ack)),
+        }
     }
 
     fn ready_now(&mut self, ack: Ack) {

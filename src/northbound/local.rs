@@ -126,7 +126,7 @@ impl<P: LocalPublisher> Local<P> {
         self.publisher.publish(vec![online]).await?;
         self.core.take_board();
         self.core.meter.connected("embedded broker".to_owned());
-        self.core.meter.replay_begins(self.feed.depth.borrow().records);
+        self.core.meter.replay_begins();
         Ok(requests)
     }
 

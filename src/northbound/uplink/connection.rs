@@ -35,6 +35,8 @@ const CRITICAL_IDLE: Duration = Duration::from_secs(5);
 /// Requests handed over and not yet stored; more are not acknowledged until the broker delivers them again.
 const RECEIPTS: usize = 256;
 
+/// Confirmations are told to the store at most this often, so that they do not interrupt its reads.
+const ACKS_EVERY: Duration = Duration::from_millis(10);
 /// A connection that the broker closes longer than this after a message was sent does not accuse that message.
 const SUSPICION: Duration = Duration::from_secs(10);
 /// A connection that lasts this long is a good one whatever was suspected.
@@ -90,6 +92,9 @@ pub(super) struct Connection<'a> {
     /// The broker has confirmed something in this connection.
     proved: bool,
     began: Instant,
+    /// The connection is dead when nothing was heard for this long.
+    silence: Duration,
+    acked: Instant,
     heard: Instant,
     busy: Instant,
     receipts: FuturesUnordered<BoxFuture<'static, Option<ToAck>>>,
@@ -122,6 +127,8 @@ impl<'a> Connection<'a> {
             number: 0,
             proved: false,
             began: Instant::now(),
+            silence: up.config.keep_alive.mul_f64(1.5),
+            acked: Instant::now(),
             heard: Instant::now(),
             busy: Instant::now(),
             receipts: FuturesUnordered::new(),
@@ -165,17 +172,19 @@ impl<'a> Connection<'a> {
                 Err(_) => return Err(Failure::passing("no connection in time: the server's address or the broker behind it does not answer")),
             },
         };
-        let Event::Connected { session_present, window, max_packet } = event else {
+        let Event::Connected(accepted) = event else {
             return Err(Failure::passing("the broker did not begin with CONNACK"));
         };
-        if let Some(theirs) = window {
+        if let Some(theirs) = accepted.window {
             self.most = usize::from(theirs);
             self.window = self.window.min(self.most);
         }
-        if let Some(theirs) = max_packet {
+        if let Some(theirs) = accepted.max_packet {
             self.max_packet = self.max_packet.min(theirs);
         }
-        self.begin(session_present).await;
+        // rumqttc pings at the broker's pace then, and only that often is it heard.
+        self.silence = self.up.config.keep_alive.max(accepted.keep_alive.unwrap_or_default()).mul_f64(1.5);
+        self.begin(accepted.session_present).await;
         Ok(true)
     }
 
@@ -197,7 +206,7 @@ impl<'a> Connection<'a> {
         // Sending fails only when the store closed, which the next read tells.
         let _ = self.up.feed.commands.send(begin).await;
         self.up.core.meter.connected(self.url.to_string());
-        self.up.core.meter.replay_begins(self.up.feed.depth.borrow().records);
+        self.up.core.meter.replay_begins();
         self.up.core.notices.report(Severity::Info, "uplink-connected", "", format!("connected to {}", self.url));
     }
 
@@ -211,6 +220,7 @@ impl<'a> Connection<'a> {
                 tokio::pin!(poll);
                 loop {
                     self.pump();
+                    let wake = self.next_look(look);
                     tokio::select! {
                         event = &mut poll => break event?,
                         () = stop.cancelled() => return Ok(Ended::Stopped),
@@ -224,7 +234,7 @@ impl<'a> Connection<'a> {
                                 self.client.acknowledge(&message);
                             }
                         }
-                        () = sleep_until(look) => {
+                        () = sleep_until(wake) => {
                             look = feed::next_look(self.up.core.drained);
                             if let Some(ended) = self.look_around()? {
                                 return Ok(ended);
@@ -240,6 +250,10 @@ impl<'a> Connection<'a> {
                 self.settle(event)?;
             }
         }
+    }
+
+    fn next_look(&self, look: Instant) -> Instant {
+        if self.up.core.has_acks() { look.min(self.acked + ACKS_EVERY) } else { look }
     }
 
     fn accept(&mut self, session: u64, fed: Fed) {
@@ -298,7 +312,7 @@ impl<'a> Connection<'a> {
             Event::Refused { pkid, reason, passing } => return self.refused(pkid, &reason, passing),
             Event::Request(inbound, message) => self.request(inbound, message),
             Event::Subscribed(answers) => self.subscribed(&answers),
-            Event::Connected { .. } => return Err(Failure::passing("the client connected again by itself")),
+            Event::Connected(_) => return Err(Failure::passing("the client connected again by itself")),
             Event::Heard | Event::Other => {}
         }
         Ok(())
@@ -407,7 +421,8 @@ impl<'a> Connection<'a> {
 
     /// Confirms to the store and grants backlog; whatever the full channel does not take now waits for the next turn.
     fn look_after(&mut self) {
-        if self.up.core.has_acks() {
+        if self.up.core.has_acks() && self.acked.elapsed() >= ACKS_EVERY {
+            self.acked = Instant::now();
             self.up.send_acks();
         }
         let now_ms = self.up.now_ms();
@@ -420,7 +435,7 @@ impl<'a> Connection<'a> {
     /// Silence, windows and figures.
     fn look_around(&mut self) -> Result<Option<Ended>, Failure> {
         let silence = self.heard.elapsed();
-        if silence >= self.up.config.keep_alive.mul_f64(1.5) {
+        if silence >= self.silence {
             return Err(Failure::passing(format!("the broker has been silent for {:.0} s", silence.as_secs_f64())));
         }
         if self.began.elapsed() >= UNSUSPICIOUS {

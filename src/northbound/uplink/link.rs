@@ -28,11 +28,23 @@ pub(super) struct LinkOptions<'a> {
     pub(super) window: u16,
 }
 
+/// What the broker said when it accepted us.
+#[derive(Debug, Default)]
+pub(super) struct Accepted {
+    pub(super) session_present: bool,
+    /// Most publications in flight.
+    pub(super) window: Option<u16>,
+    /// Largest packet in bytes.
+    pub(super) max_packet: Option<usize>,
+    /// The keep-alive that the broker wants instead of ours.
+    pub(super) keep_alive: Option<Duration>,
+}
+
 /// What happened on a connection.
 #[derive(Debug)]
 pub(super) enum Event {
     /// The broker accepted us.
-    Connected { session_present: bool, window: Option<u16>, max_packet: Option<usize> },
+    Connected(Accepted),
     /// The oldest publication not yet sent went out with this packet id, 0 for QoS 0.
     Sent(u16),
     /// The broker confirmed.
@@ -251,7 +263,7 @@ fn from_four(event: rumqttc::Event) -> Result<Event, Failure> {
         rumqttc::Event::Outgoing(Outgoing::AwaitAck(_)) => return Err(out_of_order()),
         rumqttc::Event::Incoming(Packet::PubAck(ack)) => Event::Confirmed(ack.pkid),
         rumqttc::Event::Incoming(Packet::ConnAck(ack)) => {
-            Event::Connected { session_present: ack.session_present, window: None, max_packet: None }
+            Event::Connected(Accepted { session_present: ack.session_present, ..Accepted::default() })
         }
         rumqttc::Event::Incoming(Packet::Publish(publish)) => {
             let inbound = Inbound {
@@ -284,11 +296,15 @@ fn from_five(event: v5::Event) -> Result<Event, Failure> {
         v5::Event::Outgoing(Outgoing::Publish(pkid)) => Event::Sent(pkid),
         v5::Event::Outgoing(Outgoing::AwaitAck(_)) => return Err(out_of_order()),
         v5::Event::Incoming(five::Packet::PubAck(ack)) => confirmation(&ack),
-        v5::Event::Incoming(five::Packet::ConnAck(ack)) => Event::Connected {
-            session_present: ack.session_present,
-            window: ack.properties.as_ref().and_then(|p| p.receive_max),
-            max_packet: ack.properties.as_ref().and_then(|p| p.max_packet_size).map(|n| n as usize),
-        },
+        v5::Event::Incoming(five::Packet::ConnAck(ack)) => {
+            let properties = ack.properties.as_ref();
+            Event::Connected(Accepted {
+                session_present: ack.session_present,
+                window: properties.and_then(|p| p.receive_max),
+                max_packet: properties.and_then(|p| p.max_packet_size).map(|n| n as usize),
+                keep_alive: properties.and_then(|p| p.server_keep_alive).map(|s| Duration::from_secs(s.into())),
+            })
+        }
         v5::Event::Incoming(five::Packet::Publish(publish)) => {
             let properties = publish.properties.as_ref();
             let inbound = Inbound {
