@@ -1,4 +1,5 @@
 //! What a value costs northbound: making messages, and the whole way to a mosquitto. `cargo bench --bench northbound`.
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,4 +1,5 @@
 //! Uplinks against a real mosquitto.
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -302,6 +303,55 @@ async fn a_broker_that_confirms_and_forgets_is_survived_inside_the_resend_window
     let mut arrived = Arrived::default();
     arrived.collect(&mut observer, DEVICES, each).await;
     arrived.assert_ordered();
+    up.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_data_do_not_wait_for_the_backlog() {
+    let (old, live) = (20_000usize, 100usize);
+    let broker = Mosquitto::open();
+    let mut observer = Observer::start(broker.port, "plant/gw/devices/#").await;
+    let store = FakeStore::default();
+    for n in 0..old {
+        store.append_value("old", n as f64);
+    }
+    let mut config = config(&[broker.port]);
+    config.encoding = Encoding::Protobuf;
+    let mut up = start(config, &store);
+    up.connected().await;
+    let producing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let mut sent = Vec::new();
+            let mut tick = tokio::time::interval(Duration::from_millis(10));
+            for n in 0..live {
+                tick.tick().await;
+                sent.push(std::time::Instant::now());
+                store.append_value("live", n as f64);
+            }
+            sent
+        }
+    });
+    let (mut arrived, mut last_old, mut seen_old) = (Vec::new(), -1.0, 0);
+    while arrived.len() < live || seen_old < old {
+        let message = timeout(LONG, observer.messages.recv()).await.expect("everything arrives").unwrap();
+        let batch = v1::Telemetry::decode_as(Encoding::Protobuf, &message.payload).unwrap();
+        let Some(pbjson_types::value::Kind::NumberValue(value)) = batch.points[0].value.as_ref().unwrap().kind else {
+            panic!()
+        };
+        if batch.device == "live" {
+            assert!(!batch.historical);
+            arrived.push(std::time::Instant::now());
+        } else {
+            assert!(batch.historical && value == last_old + 1.0, "{value} after {last_old}");
+            last_old = value;
+            seen_old += 1;
+        }
+    }
+    let sent = producing.await.unwrap();
+    let worst = sent.iter().zip(&arrived).map(|(s, a)| a.saturating_duration_since(*s)).max().unwrap();
+    assert!(worst < Duration::from_secs(2), "{worst:?}");
+    up.until("drained", |h| h.replay_progress.is_none() && h.confirmed == (old + live) as u64).await;
     up.end().await;
 }
 
