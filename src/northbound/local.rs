@@ -87,7 +87,11 @@ impl<P: LocalPublisher> Local<P> {
     }
 
     async fn serve(&mut self, stop: &CancellationToken) -> Result<(), LocalClosed> {
-        let mut requests = self.begin().await?;
+        let mut requests = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            requests = self.begin() => requests?,
+        };
         let mut board = self.context.board.watch();
         let mut look = Instant::now();
         loop {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::contract::{telemetry, timestamp};
-use crate::model::{Batch, ClockTrust, DeviceId, GapReason, PointId, Quality, Sample, Stamp, Value};
+use crate::model::{Batch, ClockTrust, DeviceId, Gap, GapReason, PointId, Quality, Sample, Stamp, Value};
 use crate::northbound::filter::Pattern;
 
 fn record(seq: Seq, device: &str, points: &[(&str, f64)]) -> Record {

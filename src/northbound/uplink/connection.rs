@@ -5,11 +5,12 @@
 //! confirmed to the store when all its messages are. Silence of 1.5 keep-alives ends the connection: rumqttc pings once
 //! per keep-alive whatever else is sent, so a living broker is heard more often than that.
 
+mod incoming;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -24,16 +25,13 @@ use crate::northbound::config::ServerUrl;
 use crate::northbound::core::{Outgoing, Owner};
 use crate::northbound::feed::{self, Command, Fed};
 use crate::northbound::health::Severity;
-use crate::northbound::message::{Inbound, Message};
-use crate::northbound::requests::Outcome;
+use crate::northbound::message::Message;
 use crate::northbound::schedule::Permission;
 
 /// How long the end of a connection may take: the last confirmations, the last status, DISCONNECT.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// A link that was opened for the critical lane only is closed when nothing was in flight for this long.
 const CRITICAL_IDLE: Duration = Duration::from_secs(5);
-/// Requests handed over and not yet stored; more are not acknowledged until the broker delivers them again.
-const RECEIPTS: usize = 256;
 
 /// Confirmations are told to the store at most this often, so that they do not interrupt its reads.
 const ACKS_EVERY: Duration = Duration::from_millis(10);
@@ -377,46 +375,6 @@ impl<'a> Connection<'a> {
         let detail = format!("the broker refuses it: {reason}");
         self.up.core.undeliverable(item.owner, &item.topic, "refused-by-broker", &detail, now_ms);
         Ok(())
-    }
-
-    fn request(&mut self, inbound: Inbound, message: ToAck) {
-        if self.receipts.len() >= RECEIPTS {
-            tracing::warn!(consumer = %self.up.core.config.name, "too many requests wait to be stored; the broker will deliver this one again");
-            return;
-        }
-        match self.up.gate.receive(inbound) {
-            Outcome::Handed { stored, answer } => {
-                self.up.core.await_answer(answer);
-                self.receipts.push(async move { stored.await.ok().map(|()| message) }.boxed());
-            }
-            Outcome::Refused { result, answer, code, message: text } => {
-                let device = answer.device.clone();
-                if let Some(result) = result {
-                    self.up.core.refuse_request(&result, answer);
-                }
-                let text = format!("a request for {device} was refused ({code}): {text}");
-                self.up.core.notices.report(Severity::Warning, "request-refused", &device, text);
-                if code != "stopping" {
-                    self.client.acknowledge(&message);
-                }
-            }
-            Outcome::Ignored => {
-                self.client.acknowledge(&message);
-            }
-        }
-    }
-
-    fn subscribed(&mut self, answers: &[Result<(), String>]) {
-        self.up.subscribed = answers.iter().all(Result::is_ok);
-        for (answer, filter) in answers.iter().zip(self.up.gate.filters()) {
-            if let Err(reason) = answer {
-                let text = format!(
-                    "the broker refuses our subscription to {filter}: {reason}; requests cannot arrive from there"
-                );
-                self.up.core.meter.health.reason.clone_from(&text);
-                self.up.core.notices.report(Severity::Alarm, "subscription-refused", &filter, text);
-            }
-        }
     }
 
     /// Confirms to the store and grants backlog; whatever the full channel does not take now waits for the next turn.

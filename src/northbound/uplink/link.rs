@@ -343,3 +343,41 @@ fn confirmation(ack: &five::PubAck) -> Event {
         ack.properties.as_ref().and_then(|p| p.reason_string.as_ref()).map(|s| format!(" ({s})")).unwrap_or_default();
     Event::Refused { pkid: ack.pkid, reason: format!("{}{said}", words(&format!("{:?}", ack.reason))), passing }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn five_event(packet: five::Packet) -> Event {
+        from_five(v5::Event::Incoming(packet)).unwrap()
+    }
+
+    #[test]
+    fn reason_codes_of_mqtt5_are_read() {
+        let puback = |reason| five_event(five::Packet::PubAck(five::PubAck { pkid: 7, reason, properties: None }));
+        assert!(matches!(puback(five::PubAckReason::NoMatchingSubscribers), Event::Confirmed(7)));
+        assert!(matches!(puback(five::PubAckReason::QuotaExceeded), Event::Refused { pkid: 7, passing: true, .. }));
+        let Event::Refused { reason, passing: false, .. } = puback(five::PubAckReason::NotAuthorized) else { panic!() };
+        assert_eq!(reason, "not authorized");
+
+        let codes = vec![
+            five::SubscribeReasonCode::Success(v5::mqttbytes::QoS::AtLeastOnce),
+            five::SubscribeReasonCode::NotAuthorized,
+        ];
+        let suback = five::SubAck { pkid: 1, return_codes: codes, properties: None };
+        let Event::Subscribed(answers) = five_event(five::Packet::SubAck(suback)) else { panic!() };
+        assert_eq!(answers, [Ok(()), Err("not authorized".to_owned())]);
+    }
+
+    #[test]
+    fn an_id_that_is_still_in_use_ends_the_connection() {
+        assert!(from_four(rumqttc::Event::Outgoing(rumqttc::Outgoing::AwaitAck(1))).is_err());
+        assert!(from_five(v5::Event::Outgoing(rumqttc::Outgoing::AwaitAck(1))).is_err());
+    }
+
+    #[test]
+    fn ipv6_addresses_are_bracketed_for_the_resolver() {
+        assert_eq!(host(&"mqtt://[::1]:1883".parse().unwrap()), "[::1]");
+        assert_eq!(host(&"mqtt://broker".parse().unwrap()), "broker");
+    }
+}
