@@ -93,11 +93,16 @@ impl Publisher {
         }
     }
 
-    /// Takes over a changed list of devices; topics of devices that are gone are forgotten.
+    /// Takes over a changed list of devices: units follow it, topics of devices that are gone are forgotten.
     pub fn set_directory(&mut self, directory: Arc<Directory>) {
-        self.devices.retain(|name, topics| match directory.get(&**name) {
-            Some(device) => topics.device.as_ref().is_some_and(|known| known == device),
-            None => false,
+        self.devices.retain(|name, topics| {
+            let Some(device) = directory.get(&**name) else { return false };
+            if topics.device.as_ref() != Some(device) {
+                // What was published last stays known, so that no replay undoes it.
+                topics.points.iter_mut().for_each(|(point, slot)| slot.set_unit(point, Some(device)));
+                topics.device = Some(device.clone());
+            }
+            true
         });
         self.directory = directory;
     }

@@ -119,7 +119,7 @@ impl Uplink {
                 () = stop.cancelled() => false,
                 permitted = self.wait_for_permission() => permitted,
             };
-            if !permitted {
+            if !permitted || self.feed.commands.is_closed() {
                 break;
             }
             let url = self.config.servers[server].clone();
