@@ -46,8 +46,8 @@ async fn set_points_are_written_read_back_and_act() {
     station.write_multiple_registers(22, &[0x4020, 0]).await.expect("reply").expect("2.5 m is in range");
     assert_eq!(plant.signal("control.start_level"), Some(Signal::Number(2.5)));
     assert_eq!(station.read_holding_registers(22, 2).await.expect("reply"), Ok(vec![0x4020, 0]));
-    station.write_single_coil(0, false).await.expect("reply").expect("a coil");
-    station.write_single_coil(2, true).await.expect("reply").expect("a coil");
+    station.write_single_coil(1, false).await.expect("reply").expect("a coil");
+    station.write_single_coil(3, true).await.expect("reply").expect("a coil");
     let runs = async { while station.read_discrete_inputs(9, 1).await.expect("reply") != Ok(vec![true]) {} };
     tokio::time::timeout(SOON, runs).await.expect("pump 2 starts");
 

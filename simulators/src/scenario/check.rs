@@ -135,7 +135,7 @@ fn listener(raw: raw::Listener) -> Checked<Listener> {
     let place = format!("listener `{}`", raw.name);
     let bind = |bind: Option<String>| -> Checked<SocketAddr> {
         bind.as_deref().and_then(|text| text.parse().ok()).ok_or_else(|| {
-            at(place.clone())("needs bind with an address and a port, such as 127.0.0.1:15020".to_owned())
+            at(place.clone())("needs bind with an address and a port, such as 127.0.0.1:5020".to_owned())
         })
     };
     let link = match raw.kind.as_str() {
