@@ -294,7 +294,6 @@ impl Client {
                 Ok(Err(error)) => return Err(broken(error)),
                 Ok(Ok(count)) => {
                     dropped += count;
-                    self.resync.late(self.quiet_since.elapsed());
                     end = until.max(Instant::now() + DRAINED);
                 }
             }
@@ -319,6 +318,7 @@ impl Client {
                     }
                     Verdict::Late => {
                         self.tally.late_replies += 1;
+                        self.resync.late(frame.unit, self.origin.elapsed());
                         self.received.copy_within(frame.used..self.filled, 0);
                         self.filled -= frame.used;
                         continue;
