@@ -5,9 +5,7 @@ mod southbound_support;
 use std::time::Duration;
 
 use fieldgate::model::{DataType, DeviceId, Reason, Value};
-use fieldgate::southbound::modbus::{
-    Config, Link, Parity, PointAddress, SerialLine, Table, WordOrder, WriteFunction,
-};
+use fieldgate::southbound::modbus::{Config, Link, Parity, PointAddress, SerialLine, Table, WordOrder, WriteFunction};
 use fieldgate::southbound::{Update, WriteError};
 use southbound_support::*;
 
@@ -74,7 +72,10 @@ async fn pymodbustcp_every_value_is_right() {
     let (_server, port) = python_server("modbus_pymodbustcp.py", &[]);
     let mut running = start(vec![device("d1", config(tcp(port), 1, mixed_points()), FAST)]);
     check_mixed(&running.good_scan("d1").await, 1);
-    assert_eq!(running.southbound.identify(&DeviceId::new("d1").unwrap()).await.unwrap().vendor.as_deref(), Some("Beta"));
+    assert_eq!(
+        running.southbound.identify(&DeviceId::new("d1").unwrap()).await.unwrap().vendor.as_deref(),
+        Some("Beta")
+    );
     running.southbound.shutdown().await;
 }
 
@@ -94,7 +95,8 @@ async fn pymodbus_rtu_over_a_serial_line_with_two_units() {
     let pair = pty_pair().await;
     let theirs = pair.theirs.to_str().unwrap();
     let (_server, _) = python_server("modbus_pymodbus.py", &["rtu", "1,7", "--path", theirs]);
-    let devices = [1, 7].map(|unit| device(&format!("d{unit}"), config(serial(&pair.ours), unit, mixed_points()), FAST));
+    let devices =
+        [1, 7].map(|unit| device(&format!("d{unit}"), config(serial(&pair.ours), unit, mixed_points()), FAST));
     let mut running = start(devices.into());
     for unit in [1u8, 7] {
         check_mixed(&running.good_scan(&format!("d{unit}")).await, unit.into());
@@ -159,7 +161,9 @@ async fn write_everything(link: Link) {
     }
     running
         .wait("all written values in one scan", |update| match update {
-            Update::Scan(scan) => expected.iter().enumerate().all(|(i, v)| outcome(&scan, i as u32) == Ok(v.clone())).then_some(()),
+            Update::Scan(scan) => {
+                expected.iter().enumerate().all(|(i, v)| outcome(&scan, i as u32) == Ok(v.clone())).then_some(())
+            }
             _ => None,
         })
         .await;
@@ -225,7 +229,8 @@ async fn late_reply(link: Link) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while good < 8 || timeouts < 3 {
         assert!(tokio::time::Instant::now() < deadline, "only {good} good scans and {timeouts} timeouts");
-        let scan = running.wait("scans", |update| if let Update::Scan(scan) = update { Some(scan) } else { None }).await;
+        let scan =
+            running.wait("scans", |update| if let Update::Scan(scan) = update { Some(scan) } else { None }).await;
         match (scan.device.as_str(), &scan.results[0].outcome) {
             ("prompt", Ok(value)) => {
                 assert_eq!(value, &Value::Uint(16), "register 5 of unit 1");

@@ -16,6 +16,7 @@
 mod client;
 mod config;
 pub mod driver;
+pub mod explain;
 mod frame;
 mod identify;
 mod pdu;
@@ -27,6 +28,6 @@ mod values;
 mod write;
 
 pub use config::{
-    Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table, TextOptions,
-    WordOrder, WriteFunction, WriteOptions,
+    Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table,
+    TextOptions, WordOrder, WriteFunction, WriteOptions,
 };

@@ -107,7 +107,9 @@ impl Running {
     /// The first scan of which every outcome is good.
     pub async fn good_scan(&mut self, device: &str) -> Scan {
         self.wait("a good scan", |update| match update {
-            Update::Scan(scan) if scan.device.as_str() == device && scan.results.iter().all(|r| r.outcome.is_ok()) => Some(scan),
+            Update::Scan(scan) if scan.device.as_str() == device && scan.results.iter().all(|r| r.outcome.is_ok()) => {
+                Some(scan)
+            }
             _ => None,
         })
         .await

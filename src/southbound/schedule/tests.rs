@@ -42,17 +42,25 @@ fn overruns_name_their_cause() {
     let (first, starts) = schedule.next(Duration::ZERO).unwrap();
     assert_eq!((first, starts), (job(0, 0), true));
     let mut causes = BTreeMap::new();
-    schedule.tick(250 * MS, || 1.0, |job, cause, count| {
-        causes.insert(job.slot, (cause.as_str(), count));
-    });
+    schedule.tick(
+        250 * MS,
+        || 1.0,
+        |job, cause, count| {
+            causes.insert(job.slot, (cause.as_str(), count));
+        },
+    );
     assert_eq!(causes[&0], ("previous-scan", 2));
     assert_eq!(causes[&1], ("backpressure", 2));
     assert_eq!(causes[&2], ("bus-busy", 2));
     assert!(!causes.contains_key(&3));
     schedule.hold(2, 500 * MS);
-    schedule.tick(310 * MS, || 1.0, |job, cause, count| {
-        causes.insert(job.slot, (cause.as_str(), count));
-    });
+    schedule.tick(
+        310 * MS,
+        || 1.0,
+        |job, cause, count| {
+            causes.insert(job.slot, (cause.as_str(), count));
+        },
+    );
     assert_eq!(causes[&2], ("recovering", 1));
     assert!(schedule.next(310 * MS).is_some_and(|(job, _)| job.slot == 0), "a held slot is not served");
 }

@@ -59,7 +59,8 @@ fn what_is_no_value_is_said_to_be_none() {
 
 #[test]
 fn values_that_do_not_fit_are_refused_and_the_error_says_what_would() {
-    let refuse = |data_type, value: Value| encode(&point(data_type, WordOrder::ABCD), &value, &mut Vec::new()).unwrap_err();
+    let refuse =
+        |data_type, value: Value| encode(&point(data_type, WordOrder::ABCD), &value, &mut Vec::new()).unwrap_err();
     assert_eq!(refuse(DataType::U16, Value::Uint(65536)), "0 to 65535 fits");
     assert_eq!(refuse(DataType::U16, Value::Int(-1)), "0 to 65535 fits");
     assert_eq!(refuse(DataType::I8, Value::Int(128)), "-128 to 127 fits");
