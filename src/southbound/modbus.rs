@@ -22,6 +22,8 @@ mod identify;
 mod pdu;
 mod plan;
 mod resync;
+#[cfg(test)]
+mod second_opinion;
 mod timing;
 mod transport;
 mod values;
