@@ -20,6 +20,7 @@ mod config;
 mod device;
 pub mod driver;
 mod error;
+pub mod explain;
 mod link;
 #[cfg(feature = "modbus")]
 pub mod modbus;

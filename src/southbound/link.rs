@@ -128,7 +128,9 @@ impl<D: Driver> LinkTask<D> {
 
     fn slot_to_identify(&self, now: Duration) -> Option<usize> {
         let wanted = |slot: usize, device: &DeviceRun| {
-            device.asking == Asking::Now && device.breaker.permit(now) == Permit::Scan && self.driver.held(slot).is_none()
+            device.asking == Asking::Now
+                && device.breaker.permit(now) == Permit::Scan
+                && self.driver.held(slot).is_none()
         };
         self.slots().find(|&(slot, device)| wanted(slot, device)).map(|(slot, _)| slot)
     }

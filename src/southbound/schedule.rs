@@ -204,7 +204,9 @@ impl Schedule {
     pub fn wake_at(&self) -> Option<Duration> {
         let entries = self.entries.iter().map(|entry| (entry, &self.slots[entry.job.slot]));
         let wakes = entries.filter(|(_, slot)| !slot.paused).map(|(entry, slot)| match entry.state {
-            State::Ready | State::Running if !slot.blocked || entry.state == State::Running => slot.held_until.min(entry.due),
+            State::Ready | State::Running if !slot.blocked || entry.state == State::Running => {
+                slot.held_until.min(entry.due)
+            }
             _ => entry.due,
         });
         wakes.min()

@@ -8,7 +8,7 @@ use tracing::info;
 use crate::model::{DeviceId, Reason, Value};
 
 use super::super::driver::{Driver, Fault, Scope};
-use super::super::{DeviceConfig, Identity, IdentifyError, WriteDone, WriteError};
+use super::super::{DeviceConfig, IdentifyError, Identity, WriteDone, WriteError};
 use super::LinkTask;
 
 /// Commands that may wait for a link.
@@ -18,12 +18,7 @@ pub(in super::super) const CAPACITY: usize = 64;
 #[derive(Debug)]
 pub(in super::super) enum Command {
     /// Write one point.
-    Write {
-        device: DeviceId,
-        point: u32,
-        value: Value,
-        reply: oneshot::Sender<Result<WriteDone, WriteError>>,
-    },
+    Write { device: DeviceId, point: u32, value: Value, reply: oneshot::Sender<Result<WriteDone, WriteError>> },
     /// Ask a device what it is.
     Identify { device: DeviceId, reply: oneshot::Sender<Result<Identity, IdentifyError>> },
     /// Serve exactly these devices from now on; those that are the same go on undisturbed.
@@ -135,7 +130,9 @@ impl<D: Driver> LinkTask<D> {
     }
 
     async fn identify_now(&mut self, id: DeviceId) -> Result<Identity, IdentifyError> {
-        let Some(slot) = self.slot_where(|device| device.id() == &id) else { return Err(IdentifyError::UnknownDevice(id)) };
+        let Some(slot) = self.slot_where(|device| device.id() == &id) else {
+            return Err(IdentifyError::UnknownDevice(id));
+        };
         if let Some(down) = &self.down {
             return Err(IdentifyError::Failed(down.reason.clone()));
         }

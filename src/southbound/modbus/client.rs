@@ -243,7 +243,8 @@ impl Client {
         self.transaction = self.transaction.wrapping_add(1);
         frame::encode(self.framing, self.transaction, unit, &mut self.sending, |out| request.encode(out));
         let deadline = Instant::now() + limit;
-        let outcome = timeout_at(deadline, self.converse(unit, request)).await.unwrap_or(Err(CallError::Timeout(limit)));
+        let outcome =
+            timeout_at(deadline, self.converse(unit, request)).await.unwrap_or(Err(CallError::Timeout(limit)));
         self.quiet_since = Instant::now();
         outcome
     }
@@ -294,12 +295,13 @@ impl Client {
                 Ok(Err(error)) => return Err(broken(error)),
                 Ok(Ok(count)) => {
                     dropped += count;
-                    self.resync.late(self.quiet_since.elapsed());
                     end = until.max(Instant::now() + DRAINED);
                 }
             }
             if begun.elapsed() > LONGEST_DRAIN * 2 {
-                return Err(CallError::Broken("the line never falls silent; check termination and other masters".into()));
+                return Err(CallError::Broken(
+                    "the line never falls silent; check termination and other masters".into(),
+                ));
             }
         }
         self.tally.late_replies += u64::from(dropped > 0);
@@ -319,6 +321,7 @@ impl Client {
                     }
                     Verdict::Late => {
                         self.tally.late_replies += 1;
+                        self.resync.late(frame.unit, self.origin.elapsed());
                         self.received.copy_within(frame.used..self.filled, 0);
                         self.filled -= frame.used;
                         continue;

@@ -70,9 +70,9 @@ impl Config {
             return Some(problem);
         }
         let named = device.points.iter().zip(&self.points);
-        named.map(|(point, address)| (point, address.problem(&self.limits, point.access))).find_map(|(point, problem)| {
-            problem.map(|problem| format!("point {}: {problem}", point.id))
-        })
+        named
+            .map(|(point, address)| (point, address.problem(&self.limits, point.access)))
+            .find_map(|(point, problem)| problem.map(|problem| format!("point {}: {problem}", point.id)))
     }
 }
 
