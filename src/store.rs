@@ -37,7 +37,7 @@ pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
 pub use consumer::Consumer;
 pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
 pub use log::frame::MAX_PAYLOAD;
-pub use state::{StateError, StateStore};
+pub use state::{Op, StateError, StateStore};
 pub use stats::{ConsumerStats, LaneStats, Stats};
 
 use crate::model::{Lane, RecordKind, Seq};

@@ -20,7 +20,7 @@ use crate::northbound::{self, Notice, RequestKind};
 use crate::pipeline::{DevicePipeline, Scaling};
 use crate::platform::clock::SharedClock;
 use crate::southbound::Southbound;
-use crate::store::{Change, NewRecord, Store};
+use crate::store::{NewRecord, Op, Store};
 
 /// Tree of the state store that holds commands and their answers.
 const COMMANDS: &str = "commands";
@@ -81,23 +81,23 @@ pub struct LedgerInState(pub Store);
 
 impl CommandLedger for LedgerInState {
     async fn load(&self) -> Result<Vec<LedgerEntry>, LedgerError> {
-        let all = self.0.state().scan(COMMANDS, "").await;
-        let all = all.map_err(|e| LedgerError { act: "read", reason: e.to_string() })?;
+        let all = self.0.state().scan(COMMANDS, b"").map_err(|e| LedgerError { act: "read", reason: e.to_string() })?;
         // One damaged entry must not keep the gateway from starting; its command counts as never seen.
-        let readable = |(key, octets): &(String, Bytes)| {
-            LedgerEntry::decode(octets).inspect_err(|error| tracing::error!(key, %error, "command left out")).ok()
+        let readable = |(key, octets): &(Bytes, Bytes)| {
+            LedgerEntry::decode(octets).inspect_err(|error| tracing::error!(?key, %error, "command left out")).ok()
         };
         Ok(all.iter().filter_map(readable).collect())
     }
 
     async fn apply(&self, put: Vec<LedgerEntry>, remove: Vec<CommandKey>) -> Result<(), LedgerError> {
-        let removed = remove.into_iter().map(|key| Change { key: key.as_text(), value: None });
-        let put = put.into_iter().map(|entry| Change { key: entry.key.as_text(), value: Some(entry.encode()) });
+        let (tree, text) = (|| COMMANDS.to_owned(), |key: &CommandKey| Bytes::from(key.as_text()));
+        let removed = remove.iter().map(|key| Op::Delete { tree: tree(), key: text(key) });
+        let put = put.iter().map(|entry| Op::Put { tree: tree(), key: text(&entry.key), value: entry.encode() });
         let changes: Vec<_> = removed.chain(put).collect();
         if changes.is_empty() {
             return Ok(());
         }
-        self.0.state().batch(COMMANDS, changes).await.map_err(|e| LedgerError { act: "written", reason: e.to_string() })
+        self.0.state().batch(changes).await.map_err(|e| LedgerError { act: "written", reason: e.to_string() })
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::adapters::RetainedInState;
-use super::admin_service::AdminService;
+use super::admin_service::{AdminService, device_lines, point_lines};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
 use super::health::HealthDesk;
@@ -20,6 +20,7 @@ use super::commands::{self, AnswersToLog, LedgerInState, Scalings, ScaledWriter}
 use super::sessions::{Sessions, Wanted};
 use super::supervisor::Supervisor;
 use super::watchdog;
+use crate::admin::{self, DeviceLine, PointLine};
 use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
 use crate::management::command::{CommandLimits, CommandService};
@@ -28,9 +29,8 @@ use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
 use crate::pipeline::DevicePipeline;
 use crate::platform::clock::{SharedClock, SystemClock};
 use crate::southbound::{DeviceConfig, Southbound};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::telemetry::Telemetry;
-use crate::{admin, store};
 
 /// Why a part could not start.
 #[derive(Debug, thiserror::Error)]
@@ -190,9 +190,9 @@ impl Gateway {
         self.summary.clone()
     }
 
-    /// The last values, for the demo's table.
-    pub fn latest(&self) -> &Latest {
-        &self.latest
+    /// What the tables of `fieldgate devices` and `fieldgate points` show now.
+    pub fn tables(&self) -> (Vec<DeviceLine>, Vec<PointLine>) {
+        (device_lines(&self.latest), self.latest.read(|table| point_lines(table, None)))
     }
 
     /// Addresses that the embedded broker listens on.
