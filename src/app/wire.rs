@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::adapters::RetainedInState;
 use super::admin_service::{AdminService, device_lines, point_lines};
@@ -54,6 +55,8 @@ pub struct Gateway {
     reloader: Arc<Reloader>,
     latest: Latest,
     summary: String,
+    ingest_stop: CancellationToken,
+    ingest_ended: oneshot::Receiver<()>,
 }
 
 impl Gateway {
@@ -124,7 +127,14 @@ impl Gateway {
         let (update, updates) = mpsc::channel(loaded.gateway.limits.scan_queue);
         let (control, controls) = mpsc::channel::<Control>(4);
         let ingest = Ingest::new(pipelines, store.clone(), latest.clone(), desk.clone(), clock.clone(), stats.clone());
-        supervisor.spawn("ingest", ingest.run(updates, controls));
+        let (ingest_stop, (ingest_done, ingest_ended)) = (CancellationToken::new(), oneshot::channel());
+        let ingest = ingest.run(updates, controls, ingest_stop.clone());
+        supervisor.spawn("ingest", async move {
+            let outcome = ingest.await;
+            // Only a stop waits for this.
+            let _ = ingest_done.send(());
+            outcome
+        });
         let southbound = Southbound::start(drivers(&loaded), update, clock.clone());
 
         // What people and systemd see.
@@ -182,7 +192,7 @@ impl Gateway {
             }
         });
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch, "gateway started with {summary}");
-        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary })
+        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary, ingest_stop, ingest_ended })
     }
 
     /// One line for `systemctl status`.
@@ -209,15 +219,18 @@ impl Gateway {
     pub async fn stop(self, limit: Duration) {
         let begun = Instant::now();
         let deadline = begun + limit;
-        // No new samples; the ingest task ends by itself when the last scan is in the log.
         let drain = async {
             self.southbound.shutdown().await;
+            self.ingest_stop.cancel();
+            // An error only says that the task ended before.
+            let _ = self.ingest_ended.await;
             self.store.sync().await;
             self.reloader.sessions.lock().await.stop().await;
         };
         if timeout_at(begun + limit.mul_f64(0.5), drain).await.is_err() {
             tracing::warn!("not everything was sent before the stop; it will be sent after the next start");
         }
+        drop(self.reloader);
         self.supervisor.shutdown(limit.mul_f64(0.2)).await;
         if let Some(broker) = self.broker
             && timeout_at(begun + limit.mul_f64(0.85), broker.shutdown()).await.is_err()
