@@ -17,4 +17,5 @@ pub mod pipeline;
 pub mod platform;
 pub mod security;
 pub mod southbound;
+pub mod store;
 pub mod telemetry;

@@ -10,10 +10,7 @@ const EXACT: u64 = 1 << 53;
 
 /// Milliseconds since 1970 as a protobuf timestamp (RFC 3339 in JSON).
 pub fn timestamp(wall_ms: i64) -> pbjson_types::Timestamp {
-    pbjson_types::Timestamp {
-        seconds: wall_ms.div_euclid(1000),
-        nanos: (wall_ms.rem_euclid(1000) * 1_000_000) as i32,
-    }
+    pbjson_types::Timestamp { seconds: wall_ms.div_euclid(1000), nanos: (wall_ms.rem_euclid(1000) * 1_000_000) as i32 }
 }
 
 /// A value as JSON shows it: numbers, booleans, strings; integers beyond 2^53 and octets (hexadecimal) are strings.
@@ -115,7 +112,13 @@ mod tests {
 
     fn batch() -> Batch {
         let at = Stamp { wall_ms: 1_763_812_800_123, mono_ns: 5, trust: ClockTrust::Synchronised };
-        let sample = |name: &str, value, quality, reason| Sample { point: PointId::new(name).unwrap(), value, quality, reason, at };
+        let sample = |name: &str, value, quality, reason| Sample {
+            point: PointId::new(name).unwrap(),
+            value,
+            quality,
+            reason,
+            at,
+        };
         Batch {
             device: DeviceId::new("pump").unwrap(),
             at,

@@ -33,7 +33,8 @@ pub trait ContractMessage: Message + Default + Serialize + DeserializeOwned {
             Encoding::Protobuf => self.encode_to_vec().into(),
             Encoding::Json => {
                 let mut out = Vec::with_capacity(256);
-                serde_json::to_writer(&mut out, self).expect("contract messages have string keys and writers to memory do not fail");
+                serde_json::to_writer(&mut out, self)
+                    .expect("contract messages have string keys and writers to memory do not fail");
                 out.into()
             }
         }
@@ -41,7 +42,11 @@ pub trait ContractMessage: Message + Default + Serialize + DeserializeOwned {
 
     /// Decodes a payload. Unknown fields are ignored in protobuf and refused in JSON, where they are mostly misspellings.
     fn decode_as(encoding: Encoding, payload: &[u8]) -> Result<Self, DecodeError> {
-        let fail = |reason: String| DecodeError { message: std::any::type_name::<Self>().rsplit("::").next().unwrap_or("message"), encoding, reason };
+        let fail = |reason: String| DecodeError {
+            message: std::any::type_name::<Self>().rsplit("::").next().unwrap_or("message"),
+            encoding,
+            reason,
+        };
         match encoding {
             Encoding::Protobuf => Self::decode(payload).map_err(|e| fail(e.to_string())),
             Encoding::Json => serde_json::from_slice(payload).map_err(|e| fail(e.to_string())),
