@@ -195,6 +195,12 @@ struct Client {
 impl Client {
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(&mut self, wire: &mut Wire<S>) -> End {
         let link = self.link.clone();
+        // A client may send more before its CONNACK comes [MQTT-3.1.4-5].
+        if !wire.input.is_empty()
+            && let Err(end) = self.take_packets(wire).await
+        {
+            return end;
+        }
         let mut timer = pin!(sleep_until(self.next_check(wire)));
         loop {
             while self.pending && wire.output.len() < WRITE_AHEAD {
