@@ -24,6 +24,7 @@ use super::watchdog;
 use crate::admin::{self, DeviceLine, PointLine};
 use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
+use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
 use crate::model::Device;
 use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
@@ -76,8 +77,9 @@ impl Gateway {
         let events = EventLog::new(store.clone(), clock.clone());
 
         // The embedded broker, if there is one.
-        let broker = match loaded.gateway.broker_config().map_err(|e| failed("embedded broker")(&e))? {
-            Some(config) => {
+        let broker = match &loaded.gateway.broker {
+            Some(section) => {
+                let config = section.config().map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)
@@ -246,7 +248,7 @@ impl Gateway {
 }
 
 async fn open_store(loaded: &Loaded, clock: &SharedClock) -> Result<Store, StartError> {
-    let (config, clock) = (loaded.gateway.store_config(), clock.clone());
+    let (config, clock) = (loaded.gateway.store.config(&loaded.gateway.identity.data_dir), clock.clone());
     let opened = tokio::task::spawn_blocking(move || store::Store::open(config, clock)).await;
     opened.map_err(|e| failed("store")(&e))?.map_err(|e| failed("store")(&e))
 }
@@ -280,5 +282,7 @@ pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
 
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
-    loaded.gateway.consumers().into_iter().map(|(config, tls)| Wanted { config, tls }).collect()
+    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
+    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files() };
+    local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }
