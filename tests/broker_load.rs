@@ -155,5 +155,6 @@ async fn fifty_subscribers_get_every_message_of_a_flood() {
         rss_kib()
     );
     assert_eq!(broker.stats().slow_clients, 0);
+    assert!(rss_kib() < 30 * 1024, "RSS {} KiB", rss_kib());
     broker.shutdown().await;
 }

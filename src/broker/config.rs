@@ -114,7 +114,8 @@ pub struct Limits {
     pub sessions: usize,
     /// How long a persistent session outlives its connection. Default 24 h.
     pub session_expiry: Duration,
-    /// How long our own publications are held back for one subscriber whose queue is half full. Default 5 s.
+    /// How long our own publications are held back for one subscriber whose queue holds an eighth of its limit (or for all
+    /// of them together, at half of theirs). Default 5 s.
     pub patience: Duration,
     /// From accept to CONNECT, the TLS handshake included. Default 10 s; the handshake alone has at most 5 s.
     pub connect_timeout: Duration,

@@ -68,7 +68,7 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub census: Arc<Census>,
-    /// Rung when no subscriber is half full any more.
+    /// Rung when no subscriber's queue is long any more.
     pub room: Notify,
     hub: Mutex<Hub>,
     gate: RwLock<Arc<Gate>>,

@@ -162,9 +162,11 @@ pub(super) struct Hub {
     retained: Retained,
     wills: Wills,
     locals: Vec<Option<Local>>,
-    /// Connected sessions whose queue is more than half full.
+    /// Connected sessions whose queue is long.
     high: HashSet<usize>,
     queued_bytes: usize,
+    /// Since when all queues together hold more than half of what they may.
+    total_high_since: Option<u64>,
     /// Messages that wait because of a SUBSCRIBE.
     queued_retained: usize,
     epoch: u64,
@@ -193,6 +195,7 @@ impl Hub {
             locals: Vec::new(),
             high: HashSet::new(),
             queued_bytes: 0,
+            total_high_since: None,
             queued_retained: 0,
             epoch: 0,
             stats: BrokerStats::default(),
@@ -307,11 +310,13 @@ impl Hub {
         }
     }
 
-    /// Whether our own publications should wait: a connected subscriber is more than half full and its patience is not used
-    /// up.
+    /// Whether our own publications should wait: a connected subscriber's queue is long, or all together are, and the
+    /// patience for it is not used up.
     pub fn congested(&self, now: u64) -> bool {
         let patience = self.limits.patience.as_millis() as u64;
-        self.high.iter().filter_map(|&i| self.session(i)).any(|s| now.saturating_sub(s.high_since) < patience)
+        let mut since =
+            self.high.iter().filter_map(|&i| self.session(i)).map(|s| s.high_since).chain(self.total_high_since);
+        since.any(|at| now.saturating_sub(at) < patience)
     }
 
     /// Closes all connections; nobody gets a will, for nobody is left to read it.

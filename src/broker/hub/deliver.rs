@@ -8,6 +8,11 @@ use crate::broker::Qos;
 use crate::broker::codec::Version;
 use crate::broker::tree::Target;
 
+/// Our own publications begin to wait for a subscriber when its queue holds this part of its limits: early, so that a
+/// flood of ours fills sockets rather than memory.
+const HIGH: usize = 8;
+/// And they stop waiting when it holds less than this part.
+const LOW: usize = 16;
 /// Slots above which an empty queue gives its memory back.
 const KEEP_SLOTS: usize = 256;
 
@@ -91,10 +96,13 @@ impl Hub {
                 session.signalled = true;
                 fx.wake.push(link.clone());
             }
-            let half_full = bytes > self.limits.queue_bytes / 2 || messages > self.limits.queue_messages / 2;
-            if half_full && self.high.insert(index) {
+            let high = bytes > self.limits.queue_bytes / HIGH || messages > self.limits.queue_messages / HIGH;
+            if high && self.high.insert(index) {
                 session.high_since = now;
             }
+        }
+        if self.total_high() && self.total_high_since.is_none() {
+            self.total_high_since = Some(now);
         }
         if bytes > self.limits.queue_bytes || messages > self.limits.queue_messages {
             self.overflow(index, now, fx);
@@ -202,12 +210,16 @@ impl Hub {
             session.queue.shrink_to(KEEP_SLOTS);
         }
         let after = session.queued_bytes;
-        let low = after < self.limits.queue_bytes / 4;
+        let low =
+            after < self.limits.queue_bytes / LOW && session.queued_live < self.limits.queue_messages.div_ceil(LOW);
         self.queued_bytes = self.queued_bytes + after - before;
         self.stats.expired += expired;
         self.stats.messages_out += batch.len() as u64;
         if low && !self.high.is_empty() {
             self.high.remove(&ticket.index);
+        }
+        if !self.total_high() {
+            self.total_high_since = None;
         }
         Ok(more)
     }
@@ -223,9 +235,13 @@ impl Hub {
         }
     }
 
-    /// Whether someone was half full; our own publications may be waiting for room.
+    /// Whether someone's queue is long, or all together are; our own publications may be waiting for room.
     pub fn has_high(&self) -> bool {
-        !self.high.is_empty()
+        !self.high.is_empty() || self.total_high_since.is_some()
+    }
+
+    fn total_high(&self) -> bool {
+        self.queued_bytes > self.limits.total_queue_bytes / 2
     }
 }
 

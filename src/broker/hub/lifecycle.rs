@@ -180,6 +180,9 @@ impl Hub {
         }
         self.queued_bytes -= session.queued_bytes;
         self.queued_retained -= session.waiting_retained();
+        if self.queued_bytes <= self.limits.total_queue_bytes / 2 {
+            self.total_high_since = None;
+        }
         self.stats.dropped += session.waiting() as u64;
         if let Some(message) = self.wills.take(&session.client_id, now) {
             self.late.push(message);

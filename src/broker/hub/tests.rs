@@ -217,7 +217,7 @@ fn a_client_that_cannot_keep_up_is_closed_and_nothing_is_thinned() {
     for i in 0..6 {
         own(&mut hub, "t", &i.to_string(), Retain::No);
     }
-    assert!(hub.congested(0), "half full: our own publications wait");
+    assert!(hub.congested(0), "our own publications wait");
     assert!(!hub.congested(10_000), "but not for ever");
     for i in 6..11 {
         own(&mut hub, "t", &i.to_string(), Retain::No);
