@@ -114,7 +114,10 @@ pub enum CliError {
 
 impl CliError {
     fn odd_answer() -> Self {
-        Self::Other("the gateway gave an answer that this version does not understand; are both of the same version?".to_owned())
+        Self::Other(
+            "the gateway gave an answer that this version does not understand; are both of the same version?"
+                .to_owned(),
+        )
     }
 }
 
@@ -150,10 +153,11 @@ fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, Cli
 }
 
 fn version(json: bool) -> Result<(), CliError> {
-    let features: Vec<_> = [("modbus", cfg!(feature = "modbus")), ("otlp", cfg!(feature = "otlp")), ("demo", cfg!(feature = "demo"))]
-        .into_iter()
-        .filter_map(|(name, built)| built.then_some(name))
-        .collect();
+    let features: Vec<_> =
+        [("modbus", cfg!(feature = "modbus")), ("otlp", cfg!(feature = "otlp")), ("demo", cfg!(feature = "demo"))]
+            .into_iter()
+            .filter_map(|(name, built)| built.then_some(name))
+            .collect();
     let version = env!("CARGO_PKG_VERSION");
     if json {
         return live::print_json(&serde_json::json!({ "version": version, "features": features, "contract": "v1" }));

@@ -99,7 +99,8 @@ pub struct RetainedInState(pub Store);
 
 impl RetainedStore for RetainedInState {
     async fn load(&self) -> Result<Vec<(String, Bytes)>, RetainedStoreError> {
-        let all = self.0.state().scan(RETAINED, b"").map_err(|e| RetainedStoreError { act: "read", source: Box::new(e) })?;
+        let all =
+            self.0.state().scan(RETAINED, b"").map_err(|e| RetainedStoreError { act: "read", source: Box::new(e) })?;
         Ok(all.into_iter().map(|(topic, value)| (String::from_utf8_lossy(&topic).into_owned(), value)).collect())
     }
 
@@ -115,4 +116,3 @@ impl RetainedStore for RetainedInState {
         Ok(())
     }
 }
-

@@ -34,9 +34,7 @@ impl AdminService {
 impl Service for AdminService {
     async fn answer(&self, request: Request) -> Reply {
         match request {
-            Request::Devices => {
-                Reply::One(Answer::Devices { devices: device_lines(&self.latest) })
-            }
+            Request::Devices => Reply::One(Answer::Devices { devices: device_lines(&self.latest) }),
             Request::Points { device } => Reply::One(self.points(device.as_deref())),
             Request::Tail { device, point } => self.tail(device, point),
             Request::Health => Reply::One(match serde_json::to_value(self.health.message()) {
@@ -65,7 +63,9 @@ impl AdminService {
 
     fn tail(&self, device: Option<String>, point: Option<String>) -> Reply {
         if let Some(name) = &device {
-            let unknown = self.latest.read(|t| (!t.contains_key(name.as_str())).then(|| unknown_device(name, t.keys().map(|id| id.as_str()))));
+            let unknown = self.latest.read(|t| {
+                (!t.contains_key(name.as_str())).then(|| unknown_device(name, t.keys().map(|id| id.as_str())))
+            });
             if let Some(error) = unknown {
                 return Reply::One(error);
             }
@@ -128,7 +128,9 @@ pub fn device_lines(latest: &Latest) -> Vec<DeviceLine> {
 /// Points of one device, or of all, for a table.
 pub fn point_lines(table: &BTreeMap<DeviceId, DeviceView>, device: Option<&str>) -> Vec<PointLine> {
     let wanted = table.values().filter(|view| device.is_none_or(|name| view.device.id.as_str() == name));
-    wanted.flat_map(|view| view.device.points.iter().zip(&view.samples).map(|(p, s)| line(view, p, s.as_ref()))).collect()
+    wanted
+        .flat_map(|view| view.device.points.iter().zip(&view.samples).map(|(p, s)| line(view, p, s.as_ref())))
+        .collect()
 }
 
 fn device_line(view: &DeviceView) -> DeviceLine {

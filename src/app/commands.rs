@@ -12,8 +12,8 @@ use super::events::EventLog;
 use super::ingest::device_hash;
 use crate::contract::{ContractMessage, Encoding};
 use crate::management::command::{
-    Answer, AnswerSink, CommandKey, CommandLedger, CommandRequest, CommandService, DeviceWriter, LedgerEntry, LedgerError, Receipt,
-    WriteFailure,
+    Answer, AnswerSink, CommandKey, CommandLedger, CommandRequest, CommandService, DeviceWriter, LedgerEntry,
+    LedgerError, Receipt, WriteFailure,
 };
 use crate::model::{Device, DeviceId, Lane, PointId, RecordKind, Value};
 use crate::northbound::{self, Notice, RequestKind};
@@ -154,7 +154,11 @@ pub async fn run(
 }
 
 /// Turns notices of the sessions into events.
-pub async fn keep_notices(mut notices: mpsc::Receiver<Notice>, events: EventLog, token: CancellationToken) -> Result<(), String> {
+pub async fn keep_notices(
+    mut notices: mpsc::Receiver<Notice>,
+    events: EventLog,
+    token: CancellationToken,
+) -> Result<(), String> {
     loop {
         tokio::select! {
             () = token.cancelled() => return Ok(()),

@@ -38,7 +38,8 @@ impl DeviceDesk {
     /// Takes the declared devices, at start and after each reload.
     pub async fn declare(&self, devices: &[Arc<Device>]) -> Result<(), String> {
         let kept = self.store.state().scan(PINS, b"").map_err(|e| format!("read pinned identities: {e}"))?;
-        let readable = |(id, octets): (Bytes, Bytes)| Some((String::from_utf8_lossy(&id).into_owned(), Pin::decode(&octets)?));
+        let readable =
+            |(id, octets): (Bytes, Bytes)| Some((String::from_utf8_lossy(&id).into_owned(), Pin::decode(&octets)?));
         let kept: HashMap<String, Pin> = kept.into_iter().filter_map(readable).collect();
         let mut onboarding = self.onboarding.lock().await;
         let outputs = onboarding.declare(devices, |id| kept.get(id.as_str()).cloned(), self.clock.now());
@@ -61,7 +62,9 @@ impl DeviceDesk {
                 (Severity::Info, "device-online", "the device answers".to_owned())
             }
             DeviceState::Online => (Severity::Info, "device-online", "the device answers again".to_owned()),
-            DeviceState::Degraded { .. } => (Severity::Warning, "device-degraded", format!("some requests fail: {reason}")),
+            DeviceState::Degraded { .. } => {
+                (Severity::Warning, "device-degraded", format!("some requests fail: {reason}"))
+            }
             DeviceState::OffScan { retry_in, .. } => {
                 (Severity::Alarm, "device-off-scan", format!("off scan, next attempt in {retry_in:.0?}: {reason}"))
             }
@@ -83,7 +86,9 @@ impl DeviceDesk {
                     self.board.remove(&topics::onboarding(&id));
                     self.board.remove(&topics::capabilities(&id));
                 }
-                OnboardingOutput::Onboarding(message) => self.board.set(&format!("devices/{}/onboarding", message.device), &message),
+                OnboardingOutput::Onboarding(message) => {
+                    self.board.set(&format!("devices/{}/onboarding", message.device), &message)
+                }
                 OnboardingOutput::Capabilities(message) => {
                     self.board.set(&format!("devices/{}/capabilities", message.device), &message);
                 }

@@ -74,7 +74,9 @@ impl HealthDesk {
             let down = table.values().filter_map(|v| Some(format!("device {}: {}", v.device.id, v.state.reason()?)));
             (devices, down.collect::<Vec<_>>())
         });
-        problems.extend(consumers.iter().filter(|c| !c.reason.is_empty()).map(|c| format!("consumer {}: {}", c.name, c.reason)));
+        problems.extend(
+            consumers.iter().filter(|c| !c.reason.is_empty()).map(|c| format!("consumer {}: {}", c.name, c.reason)),
+        );
         problems.extend(self.problems.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         v1::Health {
             time: Some(timestamp(now.wall_ms)),
@@ -121,7 +123,13 @@ impl HealthDesk {
             all.push(Measurement::new("fieldgate.broker.messages_in", broker.messages_in as f64));
             all.push(Measurement::new("fieldgate.broker.messages_out", broker.messages_out as f64));
             all.push(Measurement::new("fieldgate.broker.slow_clients", broker.slow_clients as f64));
-            all.push(Measurement::new("fieldgate.broker.refused", (broker.refused_logins + broker.refused_connections + broker.denied_publishes + broker.denied_subscriptions) as f64));
+            all.push(Measurement::new(
+                "fieldgate.broker.refused",
+                (broker.refused_logins
+                    + broker.refused_connections
+                    + broker.denied_publishes
+                    + broker.denied_subscriptions) as f64,
+            ));
         }
         all
     }
@@ -140,9 +148,15 @@ impl HealthDesk {
             let face = format!(
                 "{:?}{:?}",
                 message.problems,
-                message.devices.iter().map(|d| &d.state).chain(message.consumers.iter().map(|c| &c.reason)).collect::<Vec<_>>()
+                message
+                    .devices
+                    .iter()
+                    .map(|d| &d.state)
+                    .chain(message.consumers.iter().map(|c| &c.reason))
+                    .collect::<Vec<_>>()
             );
-            let due = last.as_ref().is_none_or(|(at, old)| *old != face || message.uptime_seconds >= at + INTERVAL.as_secs());
+            let due =
+                last.as_ref().is_none_or(|(at, old)| *old != face || message.uptime_seconds >= at + INTERVAL.as_secs());
             if due {
                 last = Some((message.uptime_seconds, face));
                 board.set(topics::HEALTH, &message);
@@ -180,7 +194,9 @@ fn measure_device(view: &DeviceView, all: &mut Vec<Measurement>) {
 }
 
 fn lanes(stats: &Stats) -> Vec<v1::LaneHealth> {
-    [(Lane::Critical, &stats.critical), (Lane::Bulk, &stats.bulk)].map(|(lane, of)| lane_health(lane, of, stats)).to_vec()
+    [(Lane::Critical, &stats.critical), (Lane::Bulk, &stats.bulk)]
+        .map(|(lane, of)| lane_health(lane, of, stats))
+        .to_vec()
 }
 
 fn lane_health(lane: Lane, of: &LaneStats, stats: &Stats) -> v1::LaneHealth {

@@ -10,12 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::commands::Scalings;
 use super::devices::DeviceDesk;
 use super::events::EventLog;
 use super::health::HealthDesk;
 use super::ingest::Control;
 use super::latest::Latest;
-use super::commands::Scalings;
 use super::sessions::Sessions;
 use super::wire::{directory, drivers, models, pipelines, wanted};
 use crate::config::watch::{POLL_INTERVAL, Watcher};
@@ -99,7 +99,11 @@ pub struct Reloader {
 }
 
 /// Reloads when asked, on SIGHUP and when a file of the configuration changed.
-pub async fn run(reloader: Arc<Reloader>, mut requests: ReloadRequests, token: CancellationToken) -> Result<(), String> {
+pub async fn run(
+    reloader: Arc<Reloader>,
+    mut requests: ReloadRequests,
+    token: CancellationToken,
+) -> Result<(), String> {
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| format!("listen for SIGHUP: {e}"))?;
     let files = reloader.in_force.lock().await.loaded.files.clone();
     let mut watcher = Watcher::new(files, POLL_INTERVAL);
@@ -178,7 +182,10 @@ impl Reloader {
         let pipelines = pipelines(new);
         self.scalings.set(&pipelines);
         let (done, replaced) = oneshot::channel();
-        self.control.send(Control::Replace { pipelines, done }).await.map_err(|_| "the gateway is stopping".to_owned())?;
+        self.control
+            .send(Control::Replace { pipelines, done })
+            .await
+            .map_err(|_| "the gateway is stopping".to_owned())?;
         replaced.await.map_err(|_| "the gateway is stopping".to_owned())?;
         let applied = self.southbound.apply(drivers(new)).await;
         tracing::debug!(?applied, "devices");

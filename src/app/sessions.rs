@@ -115,7 +115,12 @@ impl Sessions {
             }
             (ConsumerKind::Local, None) => return Err(fail("start", "the embedded broker is switched off".to_owned())),
             (ConsumerKind::Uplink(_), _) => {
-                let tls = wanted.tls.clone().map(ClientTls::load).transpose().map_err(|e| fail("read certificates of", e.to_string()))?;
+                let tls = wanted
+                    .tls
+                    .clone()
+                    .map(ClientTls::load)
+                    .transpose()
+                    .map_err(|e| fail("read certificates of", e.to_string()))?;
                 let source = move |_: &str| {
                     tls.as_ref().map(ClientTls::current).ok_or_else(|| "no TLS settings for this uplink".to_owned())
                 };

@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::adapters::RetainedInState;
 use super::admin_service::{AdminService, device_lines, point_lines};
+use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
 use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
 use super::reload::{self, InForce, Reloader};
-use super::commands::{self, AnswersToLog, LedgerInState, Scalings, ScaledWriter};
 use super::sessions::{Sessions, Wanted};
 use super::supervisor::Supervisor;
 use super::watchdog;
@@ -160,7 +160,8 @@ impl Gateway {
         let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
         let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
         let devices = loaded.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
-        let started = CommandService::start(limits, devices, writer, LedgerInState(store.clone()), answers, clock.clone()).await;
+        let started =
+            CommandService::start(limits, devices, writer, LedgerInState(store.clone()), answers, clock.clone()).await;
         let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
         supervisor.spawn("requests", commands::run(command_service.clone(), asked, token.clone()));
         supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });

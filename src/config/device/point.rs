@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::modbus::{ORDERS, Settings};
 use super::{Common, access, address, deadband, heartbeat, rate};
-use crate::config::checked::{Order, Addressing, BitRange, Deadband, ModbusPoint, Rule, Table};
+use crate::config::checked::{Addressing, BitRange, Deadband, ModbusPoint, Order, Rule, Table};
 use crate::config::reader::Reader;
 use crate::config::tree::{Item, Node};
 use crate::config::value::{boolean, cell_number, choice, id, line, millis, number, text, unsigned};
@@ -96,7 +96,9 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
 /// Modbus has them, unless the point itself says otherwise.
 const fn default_order(data_type: Option<DataType>, of_device: Order) -> Order {
     match data_type {
-        Some(DataType::I32 | DataType::U32 | DataType::F32 | DataType::I64 | DataType::U64 | DataType::F64) => of_device,
+        Some(DataType::I32 | DataType::U32 | DataType::F32 | DataType::I64 | DataType::U64 | DataType::F64) => {
+            of_device
+        }
         _ => Order::Abcd,
     }
 }
