@@ -41,12 +41,12 @@ pub mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
 pub use into_broker::IntoBrokerError;
 pub use into_northbound::LOCAL;
 pub use problem::{Place, Problem, Problems, Severity};
-pub use secret::Secret;
 pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 

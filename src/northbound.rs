@@ -49,8 +49,8 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::board::{StateBoard, StateMessage};
 pub use self::config::{
-    ConfigError, ConsumerConfig, ConsumerKind, LinkPolicy, PublishSet, QosSet, ReplayConfig, Secret, ServerUrl,
-    UplinkConfig, Version,
+    ConfigError, ConsumerConfig, ConsumerKind, LinkPolicy, PublishSet, QosSet, ReplayConfig, ServerUrl, UplinkConfig,
+    Version,
 };
 pub use self::filter::{Filter, Pattern};
 pub use self::health::{ConsumerHealth, Notice, Severity};

@@ -403,7 +403,7 @@ async fn a_wrong_password_is_told_in_words() {
         let uplink = uplink(&mut config);
         uplink.version = version;
         uplink.user = Some("gateway".into());
-        uplink.password = Some(Secret::new("wrong"));
+        uplink.password = Some(fieldgate::security::Secret::new("wrong"));
         let mut up = start(config, &FakeStore::default());
         let health = up.until("refused", |h| h.reason.contains("authorised") || h.reason.contains("password")).await;
         assert!(!health.connected);

@@ -27,18 +27,26 @@ const COMMANDS: &str = "commands";
 
 /// The scalings of all devices; shared, replaced by a reload.
 #[derive(Debug, Clone, Default)]
-pub struct Scalings(Arc<RwLock<HashMap<DeviceId, (Arc<Device>, Scaling)>>>);
+pub struct Scalings(Arc<RwLock<HashMap<DeviceId, Scaled>>>);
+
+#[derive(Debug)]
+struct Scaled {
+    device: Arc<Device>,
+    scaling: Scaling,
+}
 
 impl Scalings {
     /// Takes those of a new configuration.
     pub fn set(&self, pipelines: &[DevicePipeline]) {
-        let of = |p: &DevicePipeline| (p.device().id.clone(), (p.device().clone(), p.scaling()));
+        let of =
+            |p: &DevicePipeline| (p.device().id.clone(), Scaled { device: p.device().clone(), scaling: p.scaling() });
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = pipelines.iter().map(of).collect();
     }
 
     fn find(&self, device: &DeviceId, point: &PointId) -> Result<(u32, Scaling), String> {
         let scalings = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let (known, scaling) = scalings.get(device).ok_or_else(|| format!("device {device} is not configured"))?;
+        let Scaled { device: known, scaling } =
+            scalings.get(device).ok_or_else(|| format!("device {device} is not configured"))?;
         let index = known.points.iter().position(|p| p.id == *point);
         let index = index.ok_or_else(|| format!("device {device} has no point {point}"))?;
         Ok((index as u32, scaling.clone()))

@@ -78,8 +78,7 @@ fn listener(listener: &checked::Listener) -> Result<broker::Listener, IntoBroker
 
 fn user(user: &checked::User) -> Result<broker::User, IntoBrokerError> {
     let text = user.password.expose();
-    let hash =
-        if user.hashed { PasswordHash::parse(text) } else { security::hash_password(&security::Secret::new(text)) };
+    let hash = if user.hashed { PasswordHash::parse(text) } else { security::hash_password(&user.password) };
     let hash = hash.map_err(|source| IntoBrokerError::Password { name: user.name.clone(), source })?;
     Ok(broker::User { name: user.name.clone(), hash })
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::checked::{Consumer, Gateway, MqttVersion, Qos, Uplink};
 use crate::model::Order;
 use crate::northbound::{
-    ConsumerConfig, ConsumerKind, Filter, LinkPolicy, Pattern, PublishSet, QosSet, ReplayConfig, Secret, ServerUrl,
-    TimeWindow, UplinkConfig, Version,
+    ConsumerConfig, ConsumerKind, Filter, LinkPolicy, Pattern, PublishSet, QosSet, ReplayConfig, ServerUrl, TimeWindow,
+    UplinkConfig, Version,
 };
 use crate::security::ClientTlsFiles;
 
@@ -34,7 +34,7 @@ impl Uplink {
             },
             client_id: self.client_id.clone(),
             user: self.user.clone(),
-            password: self.password.as_ref().map(|p| Secret::new(p.expose())),
+            password: self.password.clone(),
             keep_alive: self.keep_alive,
             connect_timeout: self.connect_timeout,
             session_expiry: self.session_expiry,

@@ -9,28 +9,7 @@ use super::message::Qos;
 use super::schedule::TimeWindow;
 use crate::contract::Encoding;
 use crate::model::Order;
-
-/// Text that must not be shown: prints as `"…"`.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"…\"")
-    }
-}
+use crate::security::Secret;
 
 /// A configuration value that cannot work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -378,11 +357,6 @@ mod tests {
             assert!(matches!(url(bad), Err(ConfigError::Server(_))), "{bad}");
         }
         assert!(matches!(url("mqtts://[::1]"), Err(ConfigError::TlsAddress(_))));
-    }
-
-    #[test]
-    fn secrets_do_not_print() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2")), "\"…\"");
     }
 
     #[test]

@@ -128,14 +128,14 @@ fn user_name(item: &Item) -> Result<String, String> {
 /// The password of a user and whether it is a hash.
 fn password(reader: &Reader<'_>) -> Option<(Secret, bool)> {
     match (reader.has("password_hash"), reader.has("password")) {
-        (true, false) => Some((Secret::new(&reader.optional("password_hash", password_hash)?), true)),
+        (true, false) => Some((Secret::new(reader.optional("password_hash", password_hash)?), true)),
         (false, true) => {
             let secret = reader.secret("password")?;
             let hashed = secret.expose().starts_with("$argon2");
             Some((secret, hashed))
         }
         _ => {
-            let text = "needs exactly one of `password_hash` and `password`; write password = { file = \"…\" } or the hash that `fieldgate password` prints";
+            let text = "needs exactly one of `password_hash` and `password`; write password = { file = \"…\" } or the hash that `fieldgate hash-password` prints";
             reader.context.error(&reader.table.place, reader.key("password"), text);
             None
         }
