@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::acks::{AckFile, Image};
+use super::acks::{self, AckFile, Image};
 use super::commit;
 use super::holes::{Hole, Holes};
 use super::lane::{Counters, EMERGENCY, Free, LaneLog, first_seq};
@@ -30,10 +30,18 @@ pub(crate) struct Survey {
     pub damaged: Vec<(Seq, Seq)>,
     /// Something else than zeros follows the last frame.
     pub dirty_tail: bool,
+    /// Where the first frame begins that may not have been synced.
+    pub unsure_from: Option<u64>,
 }
 
 /// Reads a whole segment and completes what is known of it.
-pub(crate) fn survey(file: Arc<dyn File>, lane: Lane, segment: &mut Segment, limit: u64) -> io::Result<Survey> {
+pub(crate) fn survey(
+    file: Arc<dyn File>,
+    lane: Lane,
+    segment: &mut Segment,
+    limit: u64,
+    durable: Seq,
+) -> io::Result<Survey> {
     let mut survey = Survey::default();
     let mut scanner = Scanner::new(file, lane, segment.base, HEADER_LEN, limit, Vec::new());
     (segment.last, segment.records, segment.end) = (segment.base - 1, 0, HEADER_LEN);
@@ -52,6 +60,9 @@ pub(crate) fn survey(file: Arc<dyn File>, lane: Lane, segment: &mut Segment, lim
                     segment.note(frame.seq, frame.ts_ms, frame.len);
                     segment.records -= u64::from(is_gap);
                 }
+                if frame.seq > durable {
+                    survey.unsure_from.get_or_insert(at);
+                }
                 segment.end = at + frame.len as u64;
             }
             Found::Damage => segment.damaged = true,
@@ -69,6 +80,7 @@ struct Files {
     segments: Vec<(Seq, u64)>,
     spares: Vec<Free>,
     bad: Vec<Free>,
+    leftovers: Vec<Free>,
 }
 
 fn sort_out(dir: &Path, entries: Vec<Entry>) -> Files {
@@ -79,6 +91,8 @@ fn sort_out(dir: &Path, entries: Vec<Entry>) -> Files {
             files.segments.push((base, len));
         } else if name.ends_with(".spare") {
             files.spares.push(free());
+        } else if name == acks::NEW_NAME {
+            files.leftovers.push(free());
         } else if name.ends_with(".bad") {
             files.bad.push(free());
         }
@@ -114,7 +128,8 @@ impl Opening<'_> {
         }
         let (acks, saved) = found.map_or((None, Image::default()), |(file, image)| (Some(file), image));
         let mut holes = Holes::from_list(saved.holes.clone());
-        let (mut sealed, tail) = self.segments(&files, &saved, &mut holes);
+        let (mut sealed, tail, mut garbage) = self.segments(&files, &saved, &mut holes);
+        garbage.extend(files.leftovers);
         if !saved.clean && !sealed.is_empty() {
             self.fs.sync_dir(&self.dir, SyncPoint::SegmentDirectory)?;
         }
@@ -158,6 +173,10 @@ impl Opening<'_> {
             places: Vec::new(),
             thinning: BTreeMap::new(),
             retry_after: 0,
+            floor: saved.floor,
+            floor_wanted: 0,
+            garbage,
+            told: 0,
         };
         if let Some((segment, file)) = resumed {
             lane.resume_segment(segment, file);
@@ -165,10 +184,11 @@ impl Opening<'_> {
         Ok(Opened { lane, saved, acks_lost })
     }
 
-    /// Looks at every segment; reads through those that may have an end or damage that nobody noted.
-    fn segments(&self, files: &Files, saved: &Image, holes: &mut Holes) -> (VecDeque<Segment>, Survey) {
-        let mut sealed = VecDeque::with_capacity(files.segments.len());
-        let mut tail = Survey::default();
+    /// Looks at every segment; reads through those that may have an end or damage that nobody noted. What is released,
+    /// empty, or repeated in another segment comes back as garbage.
+    fn segments(&self, files: &Files, saved: &Image, holes: &mut Holes) -> (VecDeque<Segment>, Survey, Vec<Free>) {
+        let mut found: Vec<(Segment, Survey)> = Vec::with_capacity(files.segments.len());
+        let mut garbage = Vec::new();
         for (index, &(base, len)) in files.segments.iter().enumerate() {
             let next_base = files.segments.get(index + 1).map(|&(base, _)| base);
             let mut segment = Segment::new(&self.dir, base, len);
@@ -178,18 +198,32 @@ impl Opening<'_> {
                 Err(error) => {
                     tracing::error!(segment = %segment.path.display(), %error, "a segment cannot be read; its records are reported as a gap");
                     segment.damaged = true;
-                    segment.last = next_base.map_or(base - 1, |next| next - 1);
+                    segment.last = next_base.map_or(base, |next| next - 1);
                     Survey::default()
                 }
             };
+            // A segment that was given up after a failed sync may still be there; the same records were written again.
+            let repeated = found.last().is_some_and(|(before, _)| before.last >= segment.last);
+            if segment.last < base || segment.last < saved.floor || repeated {
+                garbage.push(Free { path: segment.path, size: len });
+            } else {
+                found.push((segment, survey));
+            }
+        }
+        for index in 0..found.len() {
+            let (segment, survey) = &found[index];
+            let next_base = found.get(index + 1).map(|(next, _)| next.base);
             let missing = survey.damaged.iter().copied().chain(next_base.map(|next| (segment.last + 1, next - 1)));
             for (from, to) in missing.filter(|(from, to)| from <= to) {
-                self.note_missing(holes, saved, &segment, from, to);
+                self.note_missing(holes, saved, segment, from, to);
             }
-            tail = survey;
-            sealed.push_back(segment);
         }
-        (sealed, tail)
+        let mut tail = Survey::default();
+        let keep = |(segment, survey)| {
+            tail = survey;
+            segment
+        };
+        (found.into_iter().map(keep).collect(), tail, garbage)
     }
 
     fn inspect(&self, segment: &mut Segment, next_base: Option<Seq>, saved: &Image) -> io::Result<Option<Survey>> {
@@ -215,12 +249,22 @@ impl Opening<'_> {
                 tracing::warn!(segment = %segment.path.display(), "the header of this segment is damaged; its frames are read one by one")
             }
         }
-        let survey = survey(file.clone(), self.lane, segment, segment.size)?;
-        if !saved.clean {
-            // Written before the process was killed, and perhaps not synced.
-            file.sync(SyncPoint::Recovery)?;
+        let survey = survey(file, self.lane, segment, segment.size, saved.durable)?;
+        if let (false, Some(from)) = (saved.clean, survey.unsure_from) {
+            self.write_back(segment, from)?;
         }
         Ok(Some(survey))
+    }
+
+    /// Frames that the last process had perhaps not synced are written again before anybody relies on them. A sync alone
+    /// is not enough: when an earlier one failed, the page cache shows frames that are not on the disk and that the
+    /// kernel believes to be clean.
+    fn write_back(&self, segment: &Segment, from: u64) -> io::Result<()> {
+        let file = self.fs.open(&segment.path, Open::ReadWrite)?;
+        let mut bytes = vec![0; (segment.end - from) as usize];
+        file.read_at(&mut bytes, from)?;
+        file.write_at(&bytes, from)?;
+        file.sync(SyncPoint::Recovery)
     }
 
     /// Numbers that are not where they should be. Those that were synced are damage; the others went with the power.
@@ -267,7 +311,7 @@ impl Opening<'_> {
             // A process that was killed left everything accepted in the page cache. Numbers that it had given out and
             // not written yet may have been seen by consumers, so they are not used again.
             let hole = Hole::new(from, last_issued, GapReason::UnsyncedAtPowerLoss);
-            let killed = saved.incarnation == self.incarnation;
+            let killed = saved.incarnation == self.incarnation && !saved.degraded;
             let added = holes.add(if killed { Hole { records: 0, ..hole } } else { hole });
             if added > 0 {
                 tracing::error!(
