@@ -306,6 +306,7 @@ impl LaneLog {
     /// Everything up to `upto` survives a power cut.
     fn synced(&mut self, upto: Seq) {
         self.durable = self.durable.max(upto);
+        self.on_disk = self.on_disk.max(upto);
         while let Some(record) = self.unsynced.front().filter(|r| r.seq <= upto) {
             self.unsynced_bytes -= super::frame::encoded_len(record);
             if let Some(hole) = super::holes::Hole::from_record(record) {

@@ -84,7 +84,10 @@ pub(crate) struct LaneLog {
     pub bad: Vec<Free>,
     pub next: Seq,
     pub reserved: Seq,
+    /// Nothing up to here waits for a sync, be it on the disk or known to be lost.
     pub durable: Seq,
+    /// The last frame on the disk, synced.
+    pub on_disk: Seq,
     /// Accepted and not synced, oldest first; all of them are in memory, written or not.
     pub unsynced: VecDeque<Record>,
     pub unsynced_bytes: usize,
@@ -250,8 +253,8 @@ impl LaneLog {
         }
         self.places.clear();
         while let Some(last) = self.sealed.back_mut() {
-            if last.base <= self.durable {
-                last.last = last.last.min(self.durable);
+            if last.base <= self.on_disk {
+                last.last = last.last.min(self.on_disk);
                 break;
             }
             let free = Free { path: last.path.clone(), size: last.size };
@@ -320,7 +323,7 @@ impl LaneLog {
             incarnation: self.incarnation,
             next: self.next,
             reserved,
-            durable: self.durable,
+            durable: self.on_disk,
             floor: self.next_floor(),
             consumers,
             holes: self.holes.to_list(),

@@ -160,6 +160,7 @@ impl Opening<'_> {
             next,
             reserved: 0,
             durable: next - 1,
+            on_disk: found_last,
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
             holes,
@@ -176,7 +177,7 @@ impl Opening<'_> {
             floor: saved.floor,
             floor_wanted: 0,
             garbage,
-            told: 0,
+            told: found_last,
         };
         if let Some((segment, file)) = resumed {
             lane.resume_segment(segment, file);

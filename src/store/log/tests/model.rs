@@ -202,6 +202,7 @@ impl World {
                 model.excused.extend(model.records.range(model.synced + 1..).map(|(&s, _)| s));
             }
         }
+        self.dump("before crash");
         self.engine = None;
         self.fs.heal();
         if power {
@@ -220,9 +221,32 @@ impl World {
         self.reopen();
     }
 
+    fn dump(&self, what: &str) {
+        if std::env::var("DBG").is_err() {
+            return;
+        }
+        let Some(e) = &self.engine else { return };
+        for l in &e.lanes {
+            eprintln!(
+                "{what} {:?} sealed {:?} active {:?} free {:?} garbage {:?} durable {} next {} floor {} failed {:?}",
+                l.lane,
+                l.sealed.iter().map(|s| (s.base, s.last)).collect::<Vec<_>>(),
+                l.active.as_ref().map(|a| (a.segment.base, a.segment.last)),
+                l.free,
+                l.garbage,
+                l.durable,
+                l.next,
+                l.floor,
+                l.failed
+            );
+        }
+        eprintln!("files {:?}", self.fs.files());
+    }
+
     fn reopen(&mut self) {
         let engine = open(&self.fs, &self.config);
         self.engine = Some(engine);
+        self.dump("after open");
         self.handles.clear();
         let known: Vec<String> = self.engine().consumers().map(|c| c.name.clone()).collect();
         let want: Vec<String> = self.consumers.keys().cloned().collect();
@@ -262,6 +286,10 @@ impl World {
 
     fn step(&mut self, faults: bool) {
         let action = self.roll(if faults { 27 } else { 24 });
+        if std::env::var("DBG").is_ok() {
+            eprintln!("action {action}@{}", self.now / 1_000_000);
+            self.dump("  ");
+        }
         self.trace.push(format!("{action}@{}", self.now / 1_000_000));
         match action {
             0..=8 => self.append(),
