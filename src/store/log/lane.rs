@@ -107,6 +107,8 @@ pub(crate) struct LaneLog {
     pub floor_wanted: Seq,
     /// Files that could not be deleted; they count as allocated and are tried again.
     pub garbage: Vec<Free>,
+    /// Generation of the next segment.
+    pub generation: u32,
     /// Holes up to here have their record in the log.
     pub told: Seq,
     /// When a broken disk may be tried again.
@@ -212,7 +214,8 @@ impl LaneLog {
 
     /// Turns a free file into the active segment, which begins with the number `base`.
     pub fn start_segment(&mut self, free: Free, base: Seq) -> io::Result<()> {
-        let segment = Segment::new(&self.dir, base, free.size);
+        let segment = Segment::new(&self.dir, base, free.size, self.generation);
+        self.generation += 1;
         if let Err(error) = self.fs.rename(&free.path, &segment.path) {
             self.delete(free);
             return Err(error);

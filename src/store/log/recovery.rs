@@ -133,6 +133,7 @@ impl Opening<'_> {
         if !saved.clean && !sealed.is_empty() {
             self.fs.sync_dir(&self.dir, SyncPoint::SegmentDirectory)?;
         }
+        let generation = sealed.iter().map(|s| s.generation).max().unwrap_or(0) + 1;
         let found_last = sealed.back().map_or(0, |s| s.last);
         let next = self.continue_at(&saved, found_last, acks_lost, sealed.is_empty(), &mut holes);
         let resumed = self.resume(&mut sealed, tail, next);
@@ -178,6 +179,7 @@ impl Opening<'_> {
             floor_wanted: 0,
             garbage,
             told: found_last,
+            generation,
         };
         if let Some((segment, file)) = resumed {
             lane.resume_segment(segment, file);
@@ -192,7 +194,7 @@ impl Opening<'_> {
         let mut garbage = Vec::new();
         for (index, &(base, len)) in files.segments.iter().enumerate() {
             let next_base = files.segments.get(index + 1).map(|&(base, _)| base);
-            let mut segment = Segment::new(&self.dir, base, len);
+            let mut segment = Segment::new(&self.dir, base, len, 0);
             let survey = match self.inspect(&mut segment, next_base, saved) {
                 Ok(Some(survey)) => survey,
                 Ok(None) => continue,
@@ -203,13 +205,29 @@ impl Opening<'_> {
                     Survey::default()
                 }
             };
-            // A segment that was given up after a failed sync may still be there; the same records were written again.
-            let repeated = found.last().is_some_and(|(before, _)| before.last >= segment.last);
-            if segment.last < base || segment.last < saved.floor || repeated {
+            if segment.last < base || segment.last < saved.floor {
+                garbage.push(Free { path: segment.path, size: len });
+                continue;
+            }
+            // One of two that overlap was given up after a failure; its records were written again in the later one.
+            while let Some((before, _)) = found.last_mut().filter(|(before, _)| before.last >= base) {
+                if before.generation > segment.generation {
+                    break;
+                }
+                before.last = base - 1;
+                if before.last >= before.base {
+                    break;
+                }
+                garbage.extend(found.pop().map(|(s, _)| Free { path: s.path, size: s.size }));
+            }
+            if found.last().is_some_and(|(before, _)| before.last >= base) {
                 garbage.push(Free { path: segment.path, size: len });
             } else {
                 found.push((segment, survey));
             }
+        }
+        if let Some((first, _)) = found.first().filter(|(first, _)| first.base > saved.floor.max(1)) {
+            self.note_missing(holes, saved, first, saved.floor.max(1), first.base - 1);
         }
         for index in 0..found.len() {
             let (segment, survey) = &found[index];
@@ -227,11 +245,16 @@ impl Opening<'_> {
         (found.into_iter().map(keep).collect(), tail, garbage)
     }
 
+    /// What a segment holds: its own word for it when that can be trusted, else by reading it.
     fn inspect(&self, segment: &mut Segment, next_base: Option<Seq>, saved: &Image) -> io::Result<Option<Survey>> {
         let file = self.fs.open(&segment.path, Open::Read)?;
         let mut header = [0; HEADER_LEN as usize];
         let n = file.read_at(&mut header, 0)?;
-        match segment::decode_header(self.lane, segment.base, &header[..n]) {
+        let decoded = segment::decode_header(self.lane, segment.base, &header[..n]);
+        if matches!(decoded, Header::Open | Header::Sealed { .. }) {
+            segment.generation = segment::generation_of(&header);
+        }
+        match decoded {
             Header::Newer(version) => {
                 tracing::error!(segment = %segment.path.display(), version, "a newer version of fieldgate wrote this segment; it is set aside as .newer");
                 self.fs.rename(&segment.path, &segment.path.with_extension("newer"))?;
@@ -247,24 +270,30 @@ impl Opening<'_> {
             }
             Header::Open => {}
             Header::Damaged => {
-                tracing::warn!(segment = %segment.path.display(), "the header of this segment is damaged; its frames are read one by one")
+                tracing::warn!(segment = %segment.path.display(), "the header of this segment is damaged; its frames are read one by one");
             }
         }
         let survey = survey(file, self.lane, segment, segment.size, saved.durable)?;
-        if let (false, Some(from)) = (saved.clean, survey.unsure_from) {
-            self.write_back(segment, from)?;
+        let right = segment::encode_header(self.lane, segment, next_base.is_some());
+        if survey.unsure_from.is_some() || header != right {
+            if let Err(error) = self.write_back(segment, &right, survey.unsure_from) {
+                tracing::error!(segment = %segment.path.display(), %error, "records found after an unclean stop cannot be synced; a power cut would lose them");
+            }
         }
         Ok(Some(survey))
     }
 
-    /// Frames that the last process had perhaps not synced are written again before anybody relies on them. A sync alone
-    /// is not enough: when an earlier one failed, the page cache shows frames that are not on the disk and that the
-    /// kernel believes to be clean.
-    fn write_back(&self, segment: &Segment, from: u64) -> io::Result<()> {
+    /// Makes the header say what was found, and writes frames that the last process had perhaps not synced again before
+    /// anybody relies on them. A sync alone is not enough: when an earlier one failed, the page cache shows frames that
+    /// are not on the disk and that the kernel believes to be clean.
+    fn write_back(&self, segment: &Segment, header: &[u8], from: Option<u64>) -> io::Result<()> {
         let file = self.fs.open(&segment.path, Open::ReadWrite)?;
-        let mut bytes = vec![0; (segment.end - from) as usize];
-        file.read_at(&mut bytes, from)?;
-        file.write_at(&bytes, from)?;
+        if let Some(from) = from {
+            let mut bytes = vec![0; (segment.end - from) as usize];
+            file.read_at(&mut bytes, from)?;
+            file.write_at(&bytes, from)?;
+        }
+        file.write_at(header, 0)?;
         file.sync(SyncPoint::Recovery)
     }
 
