@@ -223,7 +223,10 @@ impl LaneLog {
         self.commit.acks_written_at = now;
         let image = self.image(false, self.reservation());
         let counter = match self.acks.write(&image) {
-            Ok(counter) => counter,
+            Ok(counter) => {
+                self.commit.noted_failing = image.degraded;
+                counter
+            }
             Err(error) => {
                 self.replace_acks(&error, now);
                 return None;

@@ -264,6 +264,7 @@ impl Engine {
         }
         let i = job.lane() as usize;
         self.lanes[i].finish_job(job, now);
+        self.lanes[i].note_failure();
         self.release(i);
     }
 

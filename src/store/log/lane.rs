@@ -360,6 +360,7 @@ impl LaneLog {
     pub fn saved(&mut self, image: &Image) {
         self.reserved = self.reserved.max(image.reserved);
         self.commit.next_at_save = image.next;
+        self.commit.noted_failing = image.degraded;
         self.floor = self.floor.max(image.floor);
     }
 

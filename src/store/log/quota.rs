@@ -308,6 +308,7 @@ impl Engine {
     /// Deletes the reserve, so that the disk has room for one segment. Says whether there was one.
     fn give_up_reserve(&mut self) -> bool {
         let Some(reserve) = self.reserve.take() else { return false };
+        self.reserve_retry_at = 0;
         tracing::error!("the disk is full; the reserve of the log is released, free some space");
         self.fs.remove(&reserve.path).is_ok()
     }

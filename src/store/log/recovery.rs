@@ -232,7 +232,9 @@ impl Opening<'_> {
         for index in 0..found.len() {
             let (segment, survey) = &found[index];
             let next_base = found.get(index + 1).map(|(next, _)| next.base);
-            let missing = survey.damaged.iter().copied().chain(next_base.map(|next| (segment.last + 1, next - 1)));
+            // Behind a cut the next segment tells what there is.
+            let damaged = survey.damaged.iter().map(|&(from, to)| (from, to.min(segment.last)));
+            let missing = damaged.chain(next_base.map(|next| (segment.last + 1, next - 1)));
             for (from, to) in missing.filter(|(from, to)| from <= to) {
                 self.note_missing(holes, saved, segment, from, to);
             }
