@@ -383,7 +383,7 @@ impl LaneLog {
 
 /// Makes a file of zeros and asks for its write-out. After a failure a part of it may be left.
 pub(crate) fn zero_file(fs: &dyn FileSystem, path: &std::path::Path, size: u64) -> io::Result<()> {
-    const BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
+    static BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
     let file = fs.open(path, Open::Create)?;
     let mut done = 0;
     while done < size {

@@ -112,7 +112,7 @@ impl LaneLog {
     pub fn mean_frame(&self) -> u64 {
         let all = || self.sealed.iter().chain(self.active.as_ref().map(|a| &a.segment));
         let (bytes, records) = all().fold((0, 0), |(b, r), s| (b + s.end, r + s.records));
-        if records == 0 { 0 } else { bytes / records }
+        u64::checked_div(bytes, records).unwrap_or(0)
     }
 
     /// About when `seq` was appended, between the first and the last stamp of its segment.

@@ -277,10 +277,9 @@ impl Opening<'_> {
         }
         let survey = survey(file, self.lane, segment, segment.size, saved.durable)?;
         let right = segment::encode_header(self.lane, segment, next_base.is_some());
-        if survey.unsure_from.is_some() || header != right {
-            if let Err(error) = self.write_back(segment, &right, survey.unsure_from) {
-                tracing::error!(segment = %segment.path.display(), %error, "records found after an unclean stop cannot be synced; a power cut would lose them");
-            }
+        let mend = survey.unsure_from.is_some() || header != right;
+        if mend && let Err(error) = self.write_back(segment, &right, survey.unsure_from) {
+            tracing::error!(segment = %segment.path.display(), %error, "records found after an unclean stop cannot be synced; a power cut would lose them");
         }
         Ok(Some(survey))
     }

@@ -66,8 +66,11 @@ pub(super) fn run_jobs(engine: &mut Engine, fs: &SimFs, now: u64) {
     }
 }
 
+/// Records by number and name, and gaps.
+pub(super) type Drained = (Vec<(Seq, u64)>, Vec<Gap>);
+
 /// Everything that a consumer has not acknowledged in a lane; `None` when the disk does not let it be read now.
-pub(super) fn drain(engine: &mut Engine, consumer: &ConsumerShared, lane: Lane) -> Option<(Vec<(Seq, u64)>, Vec<Gap>)> {
+pub(super) fn drain(engine: &mut Engine, consumer: &ConsumerShared, lane: Lane) -> Option<Drained> {
     let (mut records, mut gaps) = (Vec::new(), Vec::new());
     let (mut pos, mut stuck) = (1, 0);
     loop {
