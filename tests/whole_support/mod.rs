@@ -2,7 +2,7 @@
 //! judging servers and recorders need to be put around it.
 //!
 //! Times are short by default. `FIELDGATE_FULL=1` takes the full ones: a minute of measuring, a minute of outage.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod device;
 
