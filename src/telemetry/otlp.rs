@@ -142,6 +142,9 @@ impl Providers {
 
 /// The blocking client must be built outside an async context, hence on a thread of its own.
 fn http_client(config: &OtlpConfig) -> Result<reqwest::blocking::Client, String> {
+    // The client needs it even for `http`, and telemetry starts before everything else that uses TLS. A second call
+    // changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder =
         reqwest::blocking::Client::builder().timeout(config.timeout).redirect(reqwest::redirect::Policy::none());
     if let Some(path) = &config.ca {
