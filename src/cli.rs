@@ -143,7 +143,7 @@ impl Cli {
 }
 
 fn data_dir(config: &std::path::Path) -> Result<PathBuf, CliError> {
-    Ok(crate::config::load(config)?.gateway.identity.data_dir)
+    Ok(crate::config::find_data_dir(config)?)
 }
 
 /// Runs a short client command on a runtime of its own.
