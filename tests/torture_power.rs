@@ -4,8 +4,8 @@
 //! The gateway stands still (SIGSTOP) for the moment of the copy, because a copy takes longer than a power cut. Held
 //! against two yardsticks: the numbers that the gateway itself called synced, and the times at which the plant answered.
 //! A control run makes `fdatasync` do nothing (strace) and must lose synced records: else this test could not fail.
-//! CI: 5 cuts; `FIELDGATE_CUTS=1000` is the full count. Without loop mounts the simulated disk of the store's own model
-//! tests has to do, and the output says so.
+//! CI: 5 cuts; `FIELDGATE_CUTS=1000` is the full count. Without loop mounts the library's simulated disk
+//! has to do, and the output says so.
 
 mod support;
 mod torture_support;
@@ -13,10 +13,18 @@ mod torture_support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use std::sync::Arc;
+
+use fieldgate::model::Lane;
+use fieldgate::platform::clock::SystemClock;
+use fieldgate::store::fs::FileSystem;
+use fieldgate::store::fs::sim::SimFs;
+use fieldgate::store::{self, Store};
 use rustix::process::Signal;
 use support::{Mosquitto, SOON, eventually, temp_dir};
 use torture_support::{
-    Account, Collector, CountingPlant, Dice, Gateway, Image, Mount, Setup, ago, loop_mounts_work, run_for, times,
+    Account, Collector, CountingPlant, Dice, Gateway, Image, Mount, Setup, ago, library, loop_mounts_work, run_for,
+    times,
 };
 
 /// Default of `bulk_interval`.
@@ -111,9 +119,7 @@ fn synced_lost(account: &Account, synced: u64) -> u64 {
 #[test]
 fn a_power_cut_takes_nothing_that_was_synced() {
     if let Err(why) = loop_mounts_work() {
-        println!(
-            "NOT RUN on real files: no loop mounts here ({why}). COUNTED AS SIMULATED: the store's model tests cut the power of a simulated disk."
-        );
+        println!("NOT RUN on real files: no loop mounts here ({why}). COUNTED AS SIMULATED.");
         simulated();
         return;
     }
@@ -170,7 +176,33 @@ fn without_fdatasync_the_same_cut_loses_synced_records() {
     assert!(lost > 0, "the power cut is none: nothing was lost although nothing was synced");
 }
 
-/// The same promise on the simulated disk that the library brings.
+/// The same promise on the simulated disk that the library brings, through the library's own interface.
 fn simulated() {
-    println!("simulated: run `cargo test --lib store::` for the power cuts on the simulated disk");
+    let (cuts, dice) = (times("FIELDGATE_CUTS", 5), Dice::new());
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let mut checked = 0;
+    for _ in 0..cuts {
+        let (disk, folder) = (SimFs::new(dice.roll(u64::MAX)), temp_dir());
+        // The log lies on the simulated disk, the keyed state on a real one.
+        let config = store::Config::with_quota(folder.path().join("store"), 8 << 20);
+        let parents = folder.path().ancestors().collect::<Vec<_>>();
+        parents.iter().rev().for_each(|dir| _ = disk.make_dir(dir));
+        let open = || Store::open_on(Arc::new(disk.clone()), config.clone(), SystemClock::shared()).expect("it opens");
+        checked += runtime.block_on(async {
+            let store = open();
+            drop(library::consumer(&store, "reader").await);
+            let synced = 20 + dice.roll(200);
+            for number in 1..=synced {
+                let append = store.append_synced(vec![library::record(Lane::Critical, number, 120)]);
+                append.await.expect("synced");
+            }
+            disk.power_cut();
+            drop(store);
+            let store = eventually("the lock of the earlier life", SOON, || Some(open()));
+            let read = library::read_all(&mut library::consumer(&store, "reader").await).await;
+            assert_eq!(read.missing(Lane::Critical, synced), Vec::<u64>::new());
+            synced
+        });
+    }
+    println!("SIMULATED: {cuts} cuts, 0 of {checked} synced records lost");
 }
