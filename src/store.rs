@@ -19,8 +19,10 @@
 mod config;
 mod consumer;
 mod error;
+pub mod export;
 pub mod fs;
 mod inbox;
+pub mod inspect;
 mod log;
 pub mod state;
 mod stats;

@@ -23,12 +23,15 @@ const OVERHEAD: usize = 64;
 /// Questions that may wait.
 const CONTROLS: usize = 64;
 
+/// A registered consumer and the rings that it reads first.
+pub(crate) type Registration = Result<(Arc<ConsumerShared>, Arc<Tail>), ConsumerError>;
+
 /// A question to the engine.
 #[derive(Debug)]
 pub(crate) enum Control {
     Register {
         spec: ConsumerSpec,
-        reply: oneshot::Sender<Result<(Arc<ConsumerShared>, Arc<Tail>), ConsumerError>>,
+        reply: oneshot::Sender<Registration>,
     },
     Remove {
         name: String,
