@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use client::{AdminError, Client};
-pub use server::{ServeError, serve};
+pub use server::{ServeError, bind, serve};
 
 /// Name of the socket in the data directory.
 pub const SOCKET: &str = "admin.sock";

@@ -205,3 +205,38 @@ fn two_units_are_right(link: &str) {
     }
     stop(gateway);
 }
+
+/// The third unit of the bus is silent. Its neighbours are read as if it had never been configured.
+#[test]
+fn a_dead_slave_does_not_slow_its_bus_mates() {
+    let line = PtyPair::open();
+    let (_server, _) = static_server(&["rtu", "1,2,3", "--silent", "3", "--path", &line.far.display().to_string()]);
+    // As a user has it who configures nothing: a probe after 5 s, 10 s, 20 s …
+    let site = Site::new("[defaults]\non_change = false\n");
+    for unit in 1..=3 {
+        let link = format!("serial://{}?baud=115200&parity=none", line.near.display());
+        let point = "[[points]]\nid = \"p\"\ntable = \"holding\"\naddress = 7\n";
+        let text = format!("rate = \"500 ms\"\n[modbus]\nlink = \"{link}\"\nunit = {unit}\n{point}");
+        site.write(&format!("devices/unit-{unit}.toml"), &text);
+    }
+    let gateway = site.start();
+    let dead = site.wait_for_state("unit-3", "off-scan");
+    assert!(!dead["reason"].as_str().unwrap_or_default().is_empty(), "{dead}");
+    site.wait_for_state("unit-1", "online");
+    let scans = |unit: u64| {
+        let values = site.subscribe(&format!("devices/unit-{unit}/telemetry"));
+        move || values.messages().into_iter().map(|message| body(&message.payload)).collect::<Vec<_>>()
+    };
+    let neighbours = [scans(1), scans(2)];
+    let before = neighbours.each_ref().map(|scans| scans().len());
+    let measured = sized(Duration::from_secs(12), Duration::from_secs(60));
+    std::thread::sleep(measured);
+    for ((scans, before), unit) in neighbours.iter().zip(before).zip([1_u64, 2]) {
+        let all = scans();
+        let (count, due) = ((all.len() - before) as f64, measured.as_secs_f64() * 2.0);
+        assert!((count - due).abs() <= 1.5 + due * 0.01, "unit {unit}: {count} scans, {due} were due");
+        let wrong = all.iter().find(|told| told["points"][0]["value"].as_u64() != Some(21 + unit));
+        assert!(wrong.is_none(), "unit {unit}: {wrong:?}");
+    }
+    stop(gateway);
+}

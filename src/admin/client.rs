@@ -84,7 +84,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::admin::{Reply, Service, serve};
+    use crate::admin::{Reply, Service, bind, serve};
 
     struct Echo;
 
@@ -118,7 +118,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET);
         assert!(matches!(Client::connect(dir.path()).await, Err(AdminError::NotRunning(_))));
-        let server = tokio::spawn(async move { serve(&path, Arc::new(Echo)).await });
+        let server = tokio::spawn(serve(bind(&path).unwrap(), Arc::new(Echo)));
 
         let mut client = connect(dir.path()).await;
         assert_eq!(client.ask(&Request::Devices).await.unwrap(), Answer::Text { text: "Devices".into() });
@@ -138,7 +138,7 @@ mod tests {
     async fn an_endless_request_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(SOCKET);
-        let server = tokio::spawn(async move { serve(&path, Arc::new(Echo)).await });
+        let server = tokio::spawn(serve(bind(&path).unwrap(), Arc::new(Echo)));
         let mut client = connect(dir.path()).await;
         let flood = vec![b'x'; 70_000];
         let _ = client.write.write_all(&flood).await;

@@ -27,8 +27,8 @@ pub struct ServeError {
     source: io::Error,
 }
 
-/// Serves `service` at `path` until the future is dropped. A socket left by a dead process is replaced.
-pub async fn serve(path: &Path, service: Arc<impl Service>) -> Result<(), ServeError> {
+/// Opens the socket at `path`: from now on clients can connect. One left by a dead process is replaced.
+pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     let fail = |source| ServeError { path: path.to_owned(), source };
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
@@ -36,6 +36,11 @@ pub async fn serve(path: &Path, service: Arc<impl Service>) -> Result<(), ServeE
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(fail)?;
+    Ok(listener)
+}
+
+/// Serves `service` until the future is dropped.
+pub async fn serve(listener: UnixListener, service: Arc<impl Service>) {
     let seats = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = tokio::task::JoinSet::new();
     loop {

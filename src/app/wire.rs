@@ -185,12 +185,15 @@ impl Gateway {
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
         let service = Arc::new(AdminService::new(latest.clone(), health, handle));
+        // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.
+        let mut bound = admin::bind(&admin_path).ok();
         supervisor.spawn_restarting("admin socket", move || {
-            let (path, service, token) = (admin_path.clone(), service.clone(), token.clone());
+            let (path, bound, service, token) = (admin_path.clone(), bound.take(), service.clone(), token.clone());
             async move {
+                let listener = bound.map_or_else(|| admin::bind(&path), Ok).map_err(|e| e.to_string())?;
                 tokio::select! {
                     () = token.cancelled() => Ok(()),
-                    ended = admin::serve(&path, service) => ended.map_err(|e| e.to_string()),
+                    () = admin::serve(listener, service) => Ok(()),
                 }
             }
         });

@@ -1,12 +1,12 @@
 """Modbus server made of pymodbus 3.16.1, independent of the gateway.
 
-Usage: modbus_pymodbus.py tcp|rtu-tcp|rtu UNITS [--path PTY] [--late MS] [--servers N]
+Usage: modbus_pymodbus.py tcp|rtu-tcp|rtu UNITS [--path PTY] [--late MS] [--servers N] [--silent UNIT]
 
 Prints `READY <port> …` when it listens, one port for each of N servers (port 0 for rtu). Content, for unit u:
     holding a: (3a + u) mod 65536, 0 to 299 and 310 to 1999; 300 to 309 do not exist
     input   a: a xor 0x5555, 0 to 1999
     coil    a: a divisible by 3; discrete a: a divisible by 5; 0 to 1999
-A read of holding register 900 is answered MS milliseconds late.
+A read of holding register 900 is answered MS milliseconds late. A silent unit gets requests and answers none.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 LATE_REGISTER = 900
 
 
-def device(unit, late):
+def device(unit, late, silent):
     async def action(function, _start, address, _count, _registers, values):
+        if unit == silent:
+            await asyncio.Event().wait()
         if late and function == 3 and address == LATE_REGISTER and values is None:
             await asyncio.sleep(late / 1000)
 
@@ -50,8 +52,9 @@ async def main():
     parser.add_argument("--path", default="")
     parser.add_argument("--late", type=int, default=0)
     parser.add_argument("--servers", type=int, default=1)
+    parser.add_argument("--silent", type=int, default=0)
     args = parser.parse_args()
-    units = [device(int(unit), args.late) for unit in args.units.split(",")]
+    units = [device(int(unit), args.late, args.silent) for unit in args.units.split(",")]
     identity = ModbusDeviceIdentification(
         info_name={"VendorName": "ACME", "ProductCode": "PM-5", "MajorMinorRevision": "1.2", "ModelName": "Meter"}
     )
