@@ -167,6 +167,14 @@ impl Collector {
         })
     }
 
+    /// How many numbers of a device have come, and the highest, cheaply.
+    pub fn account_len(&self, root: &str, device: u8) -> (usize, u64) {
+        let books = lock(&self.books.0);
+        let Some(account) = books.roots.get(root) else { return (0, 0) };
+        let of = || account.arrivals.iter().rev().filter(|a| a.device == device);
+        (of().count(), of().next().map_or(0, |a| u64::from(a.number)))
+    }
+
     /// Number of epochs seen under `root`, cheaply.
     pub fn epochs(&self, root: &str) -> usize {
         lock(&self.books.0).roots.get(root).map_or(0, |account| account.epochs.len())

@@ -67,6 +67,17 @@ fn open_db(dir: &Path) -> io::Result<sled::Db> {
     unreachable!("the last try returns")
 }
 
+/// A database that goes with the process, in the system's memory-backed directory.
+fn open_in_memory() -> io::Result<sled::Db> {
+    let config = sled::Config::new().temporary(true).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+    config.open().map_err(io::Error::other)
+}
+
+/// Whether sled failed for want of space; its errors say so in words only.
+fn is_full(error: &io::Error) -> bool {
+    error.to_string().contains("No space left on device")
+}
+
 /// Makes the names of the directory and of its files durable, which sled does not.
 fn sync_dirs(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
@@ -106,8 +117,19 @@ fn set_aside(dir: &Path) -> io::Result<()> {
 
 impl Shared {
     /// Opens the database in `dir`. One that is damaged is set aside for a new one, which is empty.
+    ///
+    /// sled cannot open its files on a full disk. That is no damage: the files stay as they are, and until the next
+    /// start the state lives in memory, where the journal rebuilds it; changes are durable in the journal first.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        let opened = open_db(dir).and_then(|db| check(&db).map(|()| db).map_err(io::Error::other));
+        let opened = open_db(dir);
+        if let Err(error) = &opened
+            && is_full(error)
+        {
+            tracing::error!(dir = %dir.display(), %error, "the disk is full: until the next start the state is rebuilt in memory from its journal; free some space");
+            let db = open_in_memory()?;
+            return Ok(Self { dir: dir.to_path_buf(), db: RwLock::new(Some(db)), pending: Mutex::default() });
+        }
+        let opened = opened.and_then(|db| check(&db).map(|()| db).map_err(io::Error::other));
         let db = match opened {
             Ok(db) => db,
             Err(error) => {
