@@ -8,7 +8,9 @@
 
 pub mod admin;
 pub mod contract;
+pub mod management;
 pub mod model;
 pub mod pipeline;
 pub mod platform;
+pub mod security;
 pub mod telemetry;

@@ -1,0 +1,3 @@
+//! Certificates, trust, secrets: everything that decides who is who.
+
+pub mod pki;
