@@ -145,7 +145,7 @@ fn our_own_requests_are_read_by_openssl() {
 fn an_authority_that_the_plant_brings_along_signs_and_a_wrong_one_is_refused_with_its_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
-    let root = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes", "-subj", "/O=Plant GmbH/CN=Root", "-days", "900", "-keyout", "root.key", "-out", "root.pem"];
+    let root = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes", "-subj", "/O=Plant GmbH/CN=Root", "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-days", "900", "-keyout", "root.key", "-out", "root.pem"];
     succeeds(path, &root);
     std::fs::write(path.join("ca.ext"), "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n").unwrap();
     succeeds(path, &["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/C=DE/O=Plant GmbH/CN=Issuing 1", "-keyout", "issuing.key", "-out", "issuing.csr"]);
@@ -332,7 +332,7 @@ fn a_device_certificate_alarms_at_half_a_fifth_and_a_twentieth_and_a_renewal_cle
         });
         alarms.collect()
     };
-    for _ in 0..=365 {
+    for _ in 0..=366 {
         seen.extend(pump(keeper.tick()));
         plant.clock.advance(Duration::from_secs(86_400));
     }
@@ -347,7 +347,8 @@ fn keys_are_private_from_their_first_moment_and_never_printed() {
     let mut plant = Plant::new();
     plant.pki.issue_server("mqtt", &ServerNames::of_host("gw-7").unwrap()).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(plant.path()), 0o700);
+    assert_eq!(mode(&plant.path().join("ca")), 0o700);
+    assert_eq!(mode(&plant.path().join("server/mqtt/current/")), 0o700);
     assert_eq!(mode(&plant.path().join("ca/ca.key")), 0o600);
     assert_eq!(mode(&plant.path().join("server/mqtt/current/key.pem")), 0o600);
     let issued = plant.pki.issue_client(&device("pump-1")).unwrap();

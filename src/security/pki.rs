@@ -30,6 +30,7 @@ mod authority;
 mod book;
 mod error;
 #[cfg(feature = "est")]
+#[allow(missing_docs)]
 pub mod est;
 mod inventory;
 mod issue;
