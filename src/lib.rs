@@ -7,10 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod config;
 pub mod contract;
 pub mod management;
 pub mod model;
+pub mod northbound;
 pub mod pipeline;
 pub mod platform;
 pub mod security;
+pub mod southbound;
 pub mod telemetry;
