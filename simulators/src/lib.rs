@@ -16,7 +16,10 @@
 pub mod clock;
 pub mod device;
 mod error;
+#[cfg(feature = "est")]
+pub mod est;
 pub mod faults;
+pub mod firmware_target;
 pub mod modbus;
 pub mod physics;
 mod plant;

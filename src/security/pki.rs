@@ -30,7 +30,6 @@ mod authority;
 mod book;
 mod error;
 #[cfg(feature = "est")]
-#[allow(missing_docs)]
 pub mod est;
 mod inventory;
 mod issue;
@@ -41,6 +40,7 @@ mod pem;
 mod request;
 mod revocation;
 mod swap;
+mod time;
 mod verify;
 
 pub use alarm::{Alarm, AlarmChange, AlarmTracker, alarm};
@@ -56,4 +56,5 @@ pub use pem::PrivateKeyPem;
 pub use request::{CertificateRequest, ClientSubject, ServerNames, make_request};
 pub use revocation::Crl;
 pub use swap::{ServerIdentity, SwappedCertificate};
+pub use time::BelievedTime;
 pub use verify::{Identity, VerifyError, verify_client};
