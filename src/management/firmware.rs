@@ -49,12 +49,12 @@ mod window;
 
 pub use artifact::{Incoming, sha256_of_file};
 pub use boot::{Boot, BootError, BootRecord, Decision, Outcome, Slot, Trial, decide};
-//CH
-//DE
+pub use chunks::{Ack, AckState, ChunkBus, ChunkTransfer};
+pub use device::{DeviceInfo, DeviceRun, DeviceTarget, DeviceTransfer, TransferError};
 pub use fetch::{Fetch, FetchError, FileFetch, Piece};
 #[cfg(feature = "download")]
 pub use fetch::HttpFetch;
-//FR
+pub use file_record::{FileRecordProfile, FileRecordTransfer, PduLink};
 pub use gateway::GatewayTarget;
 pub use health::{HealthGate, HealthReport, HealthVerdict};
 pub use job::{Approval, Job, Offer, Source};
