@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::time::Duration;
 
 use super::device::{DeviceInfo, DeviceRun, DeviceTransfer, TransferError};
 use super::{Job, Version};
@@ -24,6 +25,9 @@ const MAX_REGISTERS: u16 = 122;
 const MAX_RECORDS: u16 = 10_000;
 /// "Acknowledge" and "server device busy": come back later.
 const EXCEPTIONS_TO_WAIT_FOR: [u8; 2] = [5, 6];
+/// How often a busy device is asked, and how much longer each pause is than the one before.
+const BUSY_TRIES: u32 = 6;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Carries one request to a device and brings the answer: the link that polls it, so that the bus is shared fairly.
 pub trait PduLink: Send {
@@ -124,17 +128,25 @@ impl<L: PduLink + fmt::Debug> FileRecordTransfer<L> {
 }
 
 impl<L: PduLink> FileRecordTransfer<L> {
+    /// Exchanges; a device that is busy (erasing its flash) is asked a few times more.
     async fn exchange(&mut self, request: &[u8]) -> Result<Vec<u8>, TransferError> {
-        let answer = self.link.exchange(request).await.map_err(TransferError::NoAnswer)?;
-        match answer[..] {
-            [function, code] if function == request[0] | 0x80 && EXCEPTIONS_TO_WAIT_FOR.contains(&code) => {
-                Err(TransferError::NoAnswer(format!("it is busy (exception {code})")))
+        let mut tries = 0;
+        loop {
+            let answer = self.link.exchange(request).await.map_err(TransferError::NoAnswer)?;
+            match answer[..] {
+                [function, code] if function == request[0] | 0x80 && EXCEPTIONS_TO_WAIT_FOR.contains(&code) => {
+                    tries += 1;
+                    if tries == BUSY_TRIES {
+                        return Err(TransferError::NoAnswer(format!("it is busy (exception {code})")));
+                    }
+                    tokio::time::sleep(BUSY_PAUSE * tries).await;
+                }
+                [function, code] if function == request[0] | 0x80 => {
+                    return Err(TransferError::Refused(format!("exception {code} to function {}", request[0])));
+                }
+                [function, ..] if function == request[0] => return Ok(answer),
+                _ => return Err(TransferError::NoAnswer("its answer belongs to another request".to_owned())),
             }
-            [function, code] if function == request[0] | 0x80 => {
-                Err(TransferError::Refused(format!("exception {code} to function {}", request[0])))
-            }
-            [function, ..] if function == request[0] => Ok(answer),
-            _ => Err(TransferError::NoAnswer("its answer belongs to another request".to_owned())),
         }
     }
 
