@@ -18,14 +18,21 @@
 pub mod checked;
 mod csv_list;
 mod device;
-mod diff;
+pub mod diff;
 mod gateway;
+mod into_broker;
+mod into_northbound;
+mod into_pipeline;
+#[cfg(feature = "modbus")]
+mod into_southbound;
+mod into_store;
+mod into_telemetry;
 mod problem;
 mod reader;
 mod secret;
 pub mod starter;
 mod suggest;
-mod summary;
+pub mod summary;
 mod tree;
 mod units;
 mod value;
@@ -36,6 +43,8 @@ use std::path::{Path, PathBuf};
 
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
+pub use into_broker::IntoBrokerError;
+pub use into_northbound::LOCAL;
 pub use problem::{Place, Problem, Problems, Severity};
 pub use secret::Secret;
 pub use summary::Summary;

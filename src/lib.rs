@@ -7,6 +7,9 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod app;
+pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod management;
@@ -16,4 +19,5 @@ pub mod pipeline;
 pub mod platform;
 pub mod security;
 pub mod southbound;
+pub mod store;
 pub mod telemetry;

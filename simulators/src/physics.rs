@@ -17,11 +17,13 @@ mod generator;
 mod hydraulics;
 mod inflow;
 mod meters;
+mod names;
 mod parts;
 mod pump;
 mod signals;
 
 pub use generator::{Generator, Shape};
+pub use names::SIGNALS;
 
 use crate::rng::Rng;
 use crate::signal::{Model, Signal};
@@ -68,7 +70,7 @@ impl Default for Settings {
     }
 }
 
-/// The pump station. Signal names are listed in `signals.rs`.
+/// The pump station. [`SIGNALS`] names its signals.
 #[derive(Debug)]
 pub struct PumpStation {
     settings: Settings,

@@ -11,11 +11,12 @@ use super::ingest::IngestStats;
 use super::latest::{DeviceView, Latest};
 use crate::broker::BrokerStats;
 use crate::contract::{timestamp, topics, v1};
+use crate::model::Lane;
 use crate::northbound::{ConsumerHealth, StateBoard};
 use crate::platform::clock::SharedClock;
 use crate::platform::process;
 use crate::southbound::DeviceState;
-use crate::store::Stats;
+use crate::store::{LaneStats, Stats};
 use crate::telemetry::Measurement;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -82,7 +83,7 @@ impl HealthDesk {
             memory_bytes: process::resident_bytes(),
             devices,
             consumers,
-            lanes: self.store.borrow().lanes.iter().map(lane_health).collect(),
+            lanes: lanes(&self.store.borrow()),
             samples_read: self.ingest.read.load(Relaxed),
             samples_kept: self.ingest.kept.load(Relaxed),
             problems,
@@ -99,11 +100,11 @@ impl HealthDesk {
             Measurement::new("fieldgate.samples.kept", self.ingest.kept.load(Relaxed) as f64),
         ];
         self.latest.read(|table| table.values().for_each(|view| measure_device(view, &mut all)));
-        for lane in &self.store.borrow().lanes {
+        for lane in lanes(&self.store.borrow()) {
             let of = |name, value: f64| Measurement::new(name, value).with("lane", lane.lane.as_str());
             all.push(of("fieldgate.store.bytes", lane.bytes as f64));
             all.push(of("fieldgate.store.quota", lane.quota_bytes as f64));
-            all.push(of("fieldgate.store.evicted", lane.lost_records as f64));
+            all.push(of("fieldgate.store.evicted", lane.evicted_records as f64));
             all.push(of("fieldgate.store.write_amplification", lane.write_amplification));
         }
         for consumer in self.consumers() {
@@ -120,7 +121,7 @@ impl HealthDesk {
             all.push(Measurement::new("fieldgate.broker.messages_in", broker.messages_in as f64));
             all.push(Measurement::new("fieldgate.broker.messages_out", broker.messages_out as f64));
             all.push(Measurement::new("fieldgate.broker.slow_clients", broker.slow_clients as f64));
-            all.push(Measurement::new("fieldgate.broker.refused", broker.refused as f64));
+            all.push(Measurement::new("fieldgate.broker.refused", (broker.refused_logins + broker.refused_connections + broker.denied_publishes + broker.denied_subscriptions) as f64));
         }
         all
     }
@@ -178,15 +179,19 @@ fn measure_device(view: &DeviceView, all: &mut Vec<Measurement>) {
     }
 }
 
-fn lane_health(lane: &crate::store::LaneStats) -> v1::LaneHealth {
+fn lanes(stats: &Stats) -> Vec<v1::LaneHealth> {
+    [(Lane::Critical, &stats.critical), (Lane::Bulk, &stats.bulk)].map(|(lane, of)| lane_health(lane, of, stats)).to_vec()
+}
+
+fn lane_health(lane: Lane, of: &LaneStats, stats: &Stats) -> v1::LaneHealth {
     v1::LaneHealth {
-        lane: lane.lane.as_str().to_owned(),
-        bytes: lane.bytes,
-        quota_bytes: lane.quota_bytes,
-        first_seq: lane.first_seq,
-        last_seq: lane.last_seq,
-        synced_seq: lane.synced_seq,
-        evicted_records: lane.lost_records,
-        write_amplification: lane.write_amplification,
+        lane: lane.as_str().to_owned(),
+        bytes: of.allocated_bytes,
+        quota_bytes: stats.quota_bytes,
+        first_seq: 0,
+        last_seq: of.next_seq.saturating_sub(1),
+        synced_seq: of.durable_seq,
+        evicted_records: of.lost.values().sum(),
+        write_amplification: stats.write_amplification,
     }
 }

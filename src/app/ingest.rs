@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use super::devices::DeviceDesk;
 use super::latest::Latest;
@@ -19,7 +20,7 @@ use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
 use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
-use crate::store::{NewRecord, Store};
+use crate::store::{AppendError, NewRecord, Store};
 
 /// Updates taken from the queue at once; their records go to the store together.
 const BURST: usize = 64;
@@ -74,8 +75,13 @@ impl Ingest {
         Self { pipelines, store, latest, desk, clock, stats }
     }
 
-    /// Runs until the drivers have closed their side of `updates`; then everything pending is in the log.
-    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut control: mpsc::Receiver<Control>) -> Result<(), String> {
+    /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
+    pub async fn run(
+        mut self,
+        mut updates: mpsc::Receiver<Update>,
+        mut control: mpsc::Receiver<Control>,
+        stop: CancellationToken,
+    ) -> Result<(), String> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut burst = Vec::with_capacity(BURST);
@@ -84,6 +90,11 @@ impl Ingest {
             let batches = tokio::select! {
                 biased;
                 Some(change) = control.recv() => self.change(change),
+                // What is in the queue still comes; nothing new is taken.
+                () = stop.cancelled(), if !updates.is_closed() => {
+                    updates.close();
+                    continue;
+                }
                 taken = updates.recv_many(&mut burst, BURST) => {
                     if taken == 0 {
                         break;
@@ -108,13 +119,13 @@ impl Ingest {
             Update::Device { device, state, stats } => {
                 let now = state.clone();
                 if let Some(before) = self.latest.state(&device, state, stats) {
-                    self.desk.state_changed(&device, &before, &now).await?;
+                    self.desk.state_changed(&device, &before, &now).await;
                 }
                 Ok(Vec::new())
             }
             Update::Identity { device, identity } => {
-                self.latest.identity(&device, identity.clone());
-                self.desk.identified(&device, identity).await?;
+                self.desk.identified(&device, &identity).await?;
+                self.latest.identity(&device, identity);
                 Ok(Vec::new())
             }
         }
@@ -159,7 +170,7 @@ impl Ingest {
         }
         match self.store.append(records).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_closed() => Err(format!("append telemetry: {error}")),
+            Err(error @ AppendError::Closed) => Err(format!("append telemetry: {error}")),
             // The store counts what it refuses and says so as a gap.
             Err(_) => Ok(()),
         }

@@ -15,12 +15,13 @@ use super::events::EventLog;
 use super::health::HealthDesk;
 use super::ingest::Control;
 use super::latest::Latest;
-use super::requests::Scalings;
+use super::commands::Scalings;
 use super::sessions::Sessions;
-use super::wire::directory;
+use super::wire::{directory, drivers, models, pipelines, wanted};
 use crate::config::watch::{POLL_INTERVAL, Watcher};
 use crate::config::{self, Loaded, diff::diff};
 use crate::contract::v1::event::Severity;
+use crate::management::command::CommandService;
 use crate::northbound::Directory;
 use crate::platform::notify;
 use crate::southbound::Southbound;
@@ -87,6 +88,8 @@ pub struct Reloader {
     pub desk: DeviceDesk,
     /// What writes need.
     pub scalings: Scalings,
+    /// Who executes commands.
+    pub commands: CommandService,
     /// Where standing problems are shown.
     pub health: HealthDesk,
     /// Where a reload is reported.
@@ -160,22 +163,24 @@ impl Reloader {
     async fn apply(&self, old: &Loaded, new: &Loaded) -> Result<(), String> {
         self.logs.set_level(&new.gateway.log.level).map_err(|e| e.to_string())?;
         let mut sessions = self.sessions.lock().await;
-        if let Err(error) = sessions.apply(new.consumers()).await {
+        if let Err(error) = sessions.apply(wanted(new)).await {
             // Back to what worked; an error on the way back is the one to report.
-            sessions.apply(old.consumers()).await?;
+            sessions.apply(wanted(old)).await?;
             return Err(error);
         }
         self.health.set_consumers(sessions.health());
         drop(sessions);
         self.directory.send_replace(Arc::new(directory(new)));
         self.latest.set_devices(new.devices.iter().map(|d| &d.model));
-        self.desk.set_devices(new.devices.iter().map(|d| d.model.clone()).collect());
-        let pipelines: Vec<_> = new.devices.iter().map(|d| d.pipeline()).collect();
+        self.desk.declare(&models(new)).await?;
+        let devices = new.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
+        self.commands.set_devices(devices).await.map_err(|e| e.to_string())?;
+        let pipelines = pipelines(new);
         self.scalings.set(&pipelines);
         let (done, replaced) = oneshot::channel();
         self.control.send(Control::Replace { pipelines, done }).await.map_err(|_| "the gateway is stopping".to_owned())?;
         replaced.await.map_err(|_| "the gateway is stopping".to_owned())?;
-        let applied = self.southbound.apply(new.southbound()).await;
+        let applied = self.southbound.apply(drivers(new)).await;
         tracing::debug!(?applied, "devices");
         Ok(())
     }

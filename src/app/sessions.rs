@@ -69,7 +69,7 @@ impl Sessions {
 
     /// Releases consumers that the log knows from an earlier run but the configuration does not name any more.
     pub async fn release_unknown(&self) {
-        let known: Vec<String> = self.store.stats().borrow().consumers.iter().map(|c| c.name.clone()).collect();
+        let known: Vec<String> = self.store.stats().borrow().consumers.keys().cloned().collect();
         for name in known.into_iter().filter(|name| !self.running.contains_key(name)) {
             self.release(&name).await;
         }
@@ -103,7 +103,7 @@ impl Sessions {
         let fail = |act: &str, reason: String| format!("{act} consumer {name}: {reason}");
         let spec = ConsumerSpec { name: name.clone(), start: Start::Oldest };
         let source = LogSource(self.store.consumer(spec).await.map_err(|e| fail("open", e.to_string()))?);
-        let sent = usage::load(&self.store, &name).await;
+        let sent = usage::load(&self.store, &name);
         let (consumer, health) = Consumer::new(wanted.config.clone(), source, self.context.clone(), sent)
             .map_err(|e| fail("configure", e.to_string()))?;
         let stop = CancellationToken::new();

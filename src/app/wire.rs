@@ -5,29 +5,34 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::adapters::RetainedInState;
-use super::admin_service::AdminService;
+use super::admin_service::{AdminService, device_lines, point_lines};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
 use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
 use super::reload::{self, InForce, Reloader};
-use super::requests::{self, Scalings};
-use super::sessions::Sessions;
+use super::commands::{self, AnswersToLog, LedgerInState, Scalings, ScaledWriter};
+use super::sessions::{Sessions, Wanted};
 use super::supervisor::Supervisor;
 use super::watchdog;
+use crate::admin::{self, DeviceLine, PointLine};
 use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
+use crate::config::checked::Uplink;
+use crate::management::command::{CommandLimits, CommandService};
+use crate::model::Device;
 use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
+use crate::pipeline::DevicePipeline;
 use crate::platform::clock::{SharedClock, SystemClock};
-use crate::southbound::Southbound;
-use crate::store::Store;
+use crate::southbound::{DeviceConfig, Southbound};
+use crate::store::{self, Store};
 use crate::telemetry::Telemetry;
-use crate::{admin, store};
 
 /// Why a part could not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,8 @@ pub struct Gateway {
     reloader: Arc<Reloader>,
     latest: Latest,
     summary: String,
+    ingest_stop: CancellationToken,
+    ingest_ended: oneshot::Receiver<()>,
 }
 
 impl Gateway {
@@ -70,8 +77,9 @@ impl Gateway {
         let events = EventLog::new(store.clone(), clock.clone());
 
         // The embedded broker, if there is one.
-        let broker = match loaded.broker_config().map_err(|e| failed("embedded broker")(&e))? {
-            Some(config) => {
+        let broker = match &loaded.gateway.broker {
+            Some(section) => {
+                let config = section.config().map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)
@@ -106,23 +114,30 @@ impl Gateway {
             clock: clock.clone(),
         };
         let mut sessions = Sessions::new(store.clone(), context, broker.clone());
-        sessions.apply(loaded.consumers()).await.map_err(|e| failed("sessions")(&e))?;
+        sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
         sessions.release_unknown().await;
 
         // From drivers to the log.
         let latest = Latest::default();
         latest.set_devices(loaded.devices.iter().map(|d| &d.model));
         let stats = Arc::new(IngestStats::default());
-        let desk = DeviceDesk::new(board.clone(), events.clone(), clock.clone());
-        desk.set_devices(loaded.devices.iter().map(|d| d.model.clone()).collect());
-        let pipelines: Vec<_> = loaded.devices.iter().map(|d| d.pipeline()).collect();
+        let desk = DeviceDesk::new(store.clone(), board.clone(), events.clone(), clock.clone());
+        desk.declare(&models(&loaded)).await.map_err(|e| failed("onboarding")(&e))?;
+        let pipelines = pipelines(&loaded);
         let scalings = Scalings::default();
         scalings.set(&pipelines);
         let (update, updates) = mpsc::channel(loaded.gateway.limits.scan_queue);
         let (control, controls) = mpsc::channel::<Control>(4);
         let ingest = Ingest::new(pipelines, store.clone(), latest.clone(), desk.clone(), clock.clone(), stats.clone());
-        supervisor.spawn("ingest", ingest.run(updates, controls));
-        let southbound = Southbound::start(loaded.southbound(), update, clock.clone());
+        let (ingest_stop, (ingest_done, ingest_ended)) = (CancellationToken::new(), oneshot::channel());
+        let ingest = ingest.run(updates, controls, ingest_stop.clone());
+        supervisor.spawn("ingest", async move {
+            let outcome = ingest.await;
+            // Only a stop waits for this.
+            let _ = ingest_done.send(());
+            outcome
+        });
+        let southbound = Southbound::start(drivers(&loaded), update, clock.clone());
 
         // What people and systemd see.
         let broker_stats = broker.clone();
@@ -135,16 +150,20 @@ impl Gateway {
         });
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
-        supervisor.spawn("notices", requests::keep_notices(notices, events.clone(), token.clone()));
-        let commands = requests::CommandTask {
-            store: store.clone(),
-            southbound: southbound.clone(),
-            scalings: scalings.clone(),
-            clock: clock.clone(),
-            limits: loaded.gateway.limits.clone(),
-            devices: desk.clone(),
+        supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
+        let limits = &loaded.gateway.limits;
+        let limits = CommandLimits {
+            queue: limits.command_queue,
+            per_second: limits.commands_per_second,
+            timeout: limits.command_timeout,
         };
-        supervisor.spawn("commands", commands.run(asked, token.clone()));
+        let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
+        let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
+        let devices = loaded.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
+        let started = CommandService::start(limits, devices, writer, LedgerInState(store.clone()), answers, clock.clone()).await;
+        let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
+        supervisor.spawn("requests", commands::run(command_service.clone(), asked, token.clone()));
+        supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });
 
         // Reload and the local door.
         let (handle, reload_requests) = reload::channel();
@@ -158,6 +177,7 @@ impl Gateway {
             latest: latest.clone(),
             desk,
             scalings,
+            commands: command_service,
             health: health.clone(),
             events,
             logs: telemetry.logs.clone(),
@@ -174,7 +194,7 @@ impl Gateway {
             }
         });
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch, "gateway started with {summary}");
-        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary })
+        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary, ingest_stop, ingest_ended })
     }
 
     /// One line for `systemctl status`.
@@ -182,14 +202,14 @@ impl Gateway {
         self.summary.clone()
     }
 
-    /// The last values, for the demo's table.
-    pub fn latest(&self) -> &Latest {
-        &self.latest
+    /// What the tables of `fieldgate devices` and `fieldgate points` show now.
+    pub fn tables(&self) -> (Vec<DeviceLine>, Vec<PointLine>) {
+        (device_lines(&self.latest), self.latest.read(|table| point_lines(table, None)))
     }
 
     /// Addresses that the embedded broker listens on.
     pub fn broker_addresses(&self) -> Vec<std::net::SocketAddr> {
-        self.broker.as_ref().map(EmbeddedBroker::addresses).unwrap_or_default()
+        self.broker.as_ref().map(|b| b.addresses().to_vec()).unwrap_or_default()
     }
 
     /// Waits until a task ends that must not; says which and why.
@@ -201,15 +221,18 @@ impl Gateway {
     pub async fn stop(self, limit: Duration) {
         let begun = Instant::now();
         let deadline = begun + limit;
-        // No new samples; the ingest task ends by itself when the last scan is in the log.
         let drain = async {
             self.southbound.shutdown().await;
+            self.ingest_stop.cancel();
+            // An error only says that the task ended before.
+            let _ = self.ingest_ended.await;
             self.store.sync().await;
             self.reloader.sessions.lock().await.stop().await;
         };
         if timeout_at(begun + limit.mul_f64(0.5), drain).await.is_err() {
             tracing::warn!("not everything was sent before the stop; it will be sent after the next start");
         }
+        drop(self.reloader);
         self.supervisor.shutdown(limit.mul_f64(0.2)).await;
         if let Some(broker) = self.broker
             && timeout_at(begun + limit.mul_f64(0.85), broker.shutdown()).await.is_err()
@@ -225,7 +248,7 @@ impl Gateway {
 }
 
 async fn open_store(loaded: &Loaded, clock: &SharedClock) -> Result<Store, StartError> {
-    let (config, clock) = (loaded.store_config(), clock.clone());
+    let (config, clock) = (loaded.gateway.store.config(&loaded.gateway.identity.data_dir), clock.clone());
     let opened = tokio::task::spawn_blocking(move || store::Store::open(config, clock)).await;
     opened.map_err(|e| failed("store")(&e))?.map_err(|e| failed("store")(&e))
 }
@@ -239,4 +262,27 @@ fn create_private(directory: &Path) -> Result<(), String> {
 /// What publishers know of the devices.
 pub(super) fn directory(loaded: &Loaded) -> Directory {
     loaded.devices.iter().map(|d| (d.model.id.to_string(), d.model.clone())).collect()
+}
+
+/// The devices as everyone but their drivers sees them.
+pub(super) fn models(loaded: &Loaded) -> Vec<Arc<Device>> {
+    loaded.devices.iter().map(|d| d.model.clone()).collect()
+}
+
+/// One fresh pipeline per device.
+pub(super) fn pipelines(loaded: &Loaded) -> Vec<DevicePipeline> {
+    let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules(), d.batch_limits());
+    loaded.devices.iter().map(of).collect()
+}
+
+/// The devices as their drivers see them.
+pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
+    loaded.devices.iter().map(|d| d.southbound()).collect()
+}
+
+/// The consumers of the log that are configured.
+pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
+    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
+    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files() };
+    local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

@@ -77,10 +77,10 @@ impl StateBoard {
     pub fn set<M: ContractMessage>(&self, topic: &str, message: &M) {
         let message = StateMessage::new(message);
         let mut slots = self.lock();
-        if let Some((_, Some(known))) = slots.by_topic.get(topic) {
-            if known.protobuf == message.protobuf {
-                return;
-            }
+        if let Some((_, Some(known))) = slots.by_topic.get(topic)
+            && known.protobuf == message.protobuf
+        {
+            return;
         }
         slots.put(topic, Some(Arc::new(message)));
         self.version.send_replace(slots.version);

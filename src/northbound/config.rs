@@ -44,6 +44,9 @@ pub enum ConfigError {
     /// No server.
     #[error("uplink {0:?} has no server; give at least one as mqtt://host:port or mqtts://host:port")]
     NoServer(String),
+    /// A password alone.
+    #[error("uplink {0:?} has a password and no user; give the user too")]
+    PasswordWithoutUser(String),
     /// A number outside its range.
     #[error("{key} of consumer {consumer:?} is {value}; it must be {range}")]
     Range {
@@ -332,6 +335,9 @@ impl ConsumerConfig {
         let ConsumerKind::Uplink(uplink) = &self.kind else { return Ok(()) };
         if uplink.servers.is_empty() {
             return Err(ConfigError::NoServer(self.name.clone()));
+        }
+        if uplink.password.is_some() && uplink.user.is_none() {
+            return Err(ConfigError::PasswordWithoutUser(self.name.clone()));
         }
         let keep = uplink.keep_alive;
         range("keep-alive", format!("{keep:?}"), (Duration::from_secs(5)..=hour).contains(&keep), "5 s to 1 h")?;

@@ -3,7 +3,7 @@
 //! Sans-IO: the shell feeds it records, board changes and confirmations with the time in milliseconds, and takes messages
 //! out of its outbox. The outbox is bounded because the shell takes records in only while it is short.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -23,6 +23,10 @@ use crate::model::{Delivery, Lane, Order, RecordKind};
 
 /// Answers awaited for MQTT 5 response topics; the oldest is forgotten beyond that.
 const ANSWERS: usize = 256;
+/// Own gaps and refusals not confirmed; beyond that the oldest is given up, with a notice.
+const KEPT: usize = 1024;
+/// Topics given up; beyond that all of them are tried again.
+const SHUNNED: usize = 64;
 /// Records are taken in while the outbox holds fewer messages than this.
 const OUTBOX_LOW: usize = 256;
 
@@ -31,7 +35,10 @@ const OUTBOX_LOW: usize = 256;
 pub(super) enum Owner {
     /// A record; from the backlog or not.
     Record { token: Token, lane: Lane, seq: u64 },
-    /// Something that is not in the store: a state, a refusal, a point that was held.
+    /// Something that is in no store but must arrive: a gap of this session's own, the answer to a request. It is sent
+    /// again after a reconnection.
+    Kept(u64),
+    /// A state or a last value: whole boards of them are sent again after a reconnection anyway.
     Extra,
 }
 
@@ -59,6 +66,9 @@ pub(super) struct Core {
     directory: watch::Receiver<Arc<Directory>>,
     gateway: GatewayInfo,
     answers: VecDeque<Answer>,
+    kept: VecDeque<(u64, Message)>,
+    kept_next: u64,
+    shunned: HashSet<Arc<str>>,
     scratch: Vec<Message>,
 }
 
@@ -82,6 +92,9 @@ impl Core {
             directory,
             gateway: context.gateway.clone(),
             answers: VecDeque::new(),
+            kept: VecDeque::new(),
+            kept_next: 0,
+            shunned: HashSet::new(),
             scratch: Vec::new(),
             config,
         }
@@ -93,6 +106,9 @@ impl Core {
         self.ledger.begin_session();
         self.budget = Budget::new(self.config.replay, now_ms);
         self.outbox.clear();
+        self.outbox.extend(
+            self.kept.iter().map(|(id, message)| Outgoing { message: message.clone(), owner: Owner::Kept(*id) }),
+        );
         self.board_version = 0;
     }
 
@@ -121,8 +137,27 @@ impl Core {
         self.outbox.pop_front()
     }
 
-    pub(super) fn push_extra(&mut self, message: Message) {
-        self.outbox.push_back(Outgoing { message, owner: Owner::Extra });
+    /// Queues a message that must arrive although no store has it.
+    fn keep(&mut self, message: Message) {
+        if self.kept.len() >= KEPT
+            && let Some((_, old)) = self.kept.pop_front()
+        {
+            let text = format!("{}: too many gaps and answers wait for the broker; the oldest is given up", old.topic);
+            self.notices.report(Severity::Alarm, "answer-lost", "", text);
+        }
+        self.kept_next += 1;
+        self.kept.push_back((self.kept_next, message.clone()));
+        self.outbox.push_back(Outgoing { message, owner: Owner::Kept(self.kept_next) });
+    }
+
+    fn keep_scratch(&mut self) {
+        for message in std::mem::take(&mut self.scratch) {
+            self.keep(message);
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        self.kept.retain(|(kept, _)| *kept != id);
     }
 
     /// Takes in what the feed gave.
@@ -176,7 +211,7 @@ impl Core {
         self.outbox.extend(self.scratch.drain(..).map(|message| Outgoing { message, owner: Owner::Extra }));
     }
 
-    /// Every last value again: the broker has no memory of this session.
+    /// Every last value again.
     pub(super) fn refill_points(&mut self) {
         self.publisher.all_points(&mut self.scratch);
         self.queue_extras();
@@ -214,13 +249,18 @@ impl Core {
     /// The broker confirmed a message that was sent `latency_ms` ago.
     pub(super) fn confirmed(&mut self, owner: Owner, latency_ms: f64, now_ms: u64) {
         self.budget.confirmed(latency_ms);
-        if let Owner::Record { token, .. } = owner {
-            self.ledger.confirm(token, now_ms);
+        match owner {
+            Owner::Record { token, .. } => self.ledger.confirm(token, now_ms),
+            Owner::Kept(id) => self.forget(id),
+            Owner::Extra => {}
         }
     }
 
     /// A message cannot be delivered, ever: its record counts as lost for this consumer, which a gap and a notice say.
     pub(super) fn undeliverable(&mut self, owner: Owner, topic: &str, reason: &'static str, detail: &str, now_ms: u64) {
+        if let Owner::Kept(id) = owner {
+            self.forget(id);
+        }
         let Owner::Record { token, lane, seq } = owner else {
             self.notices.report(Severity::Warning, "message-refused", topic, format!("{topic}: {detail}"));
             return;
@@ -230,9 +270,29 @@ impl Core {
         self.notices.report(Severity::Alarm, "record-undeliverable", topic, text);
         if !topic.ends_with("/gaps") {
             self.publisher.undeliverable(&self.config.name, lane, seq, reason, &mut self.scratch);
-            self.queue_extras();
+            self.keep_scratch();
         }
         self.ledger.confirm(token, now_ms);
+    }
+
+    /// A message that no broker connection survives: its whole record is given up, or its topic from now on.
+    pub(super) fn give_up(&mut self, owner: Owner, topic: &Arc<str>, reason: &'static str, detail: &str, now_ms: u64) {
+        match owner {
+            Owner::Record { token, .. } => self.ledger.give_up(token),
+            Owner::Kept(_) => {}
+            Owner::Extra => {
+                if self.shunned.len() >= SHUNNED {
+                    self.shunned.clear();
+                }
+                self.shunned.insert(topic.clone());
+            }
+        }
+        self.undeliverable(owner, topic, reason, detail, now_ms);
+    }
+
+    /// Whether a state or last value on this topic is not to be sent any more.
+    pub(super) fn is_shunned(&self, topic: &str) -> bool {
+        self.shunned.contains(topic)
     }
 
     pub(super) fn take_acks(&mut self, now_ms: u64) -> Vec<Ack> {
@@ -268,7 +328,7 @@ impl Core {
         let topic = topics::command_result(&answer.device);
         let message = self.publisher.message(&topic, result, self.config.qos.results);
         let payload = message.payload.clone();
-        self.push_extra(message);
+        self.keep(message);
         self.reply(answer, payload);
     }
 
@@ -286,7 +346,7 @@ impl Core {
 
     fn reply(&mut self, answer: Answer, payload: bytes::Bytes) {
         let Some(reply) = answer.reply else { return };
-        self.push_extra(Message {
+        self.keep(Message {
             topic: reply.topic.into(),
             payload,
             qos: self.config.qos.results,

@@ -73,7 +73,8 @@ impl DeviceRun {
 
     /// The device fails as a whole: every point is bad at once.
     pub fn fail(&mut self, state: DeviceState, reason: Reason) {
-        let already = !matches!(self.state, DeviceState::Connecting | DeviceState::Online | DeviceState::Degraded { .. });
+        let already =
+            !matches!(self.state, DeviceState::Connecting | DeviceState::Online | DeviceState::Degraded { .. });
         let same = already && state.as_str() == self.state.as_str();
         self.set_state(state);
         if !same {
@@ -132,6 +133,8 @@ fn refusals(results: &[PointResult]) -> Option<String> {
         (0, 0) => None,
         (0, other) => Some(format!("{other} points answered by an exception")),
         (illegal, 0) => Some(format!("{illegal} points have an address that the device does not know")),
-        (illegal, other) => Some(format!("{illegal} points have an unknown address, {other} are answered by an exception")),
+        (illegal, other) => {
+            Some(format!("{illegal} points have an unknown address, {other} are answered by an exception"))
+        }
     }
 }

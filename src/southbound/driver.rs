@@ -88,14 +88,30 @@ pub trait Driver: Send + 'static {
     fn points(&self, step: &Self::Step, each: impl FnMut(u32));
 
     /// Asks a device that pushes values to do so, at most every `every`. `Ok(false)` when the protocol cannot: it is polled.
-    fn subscribe(&mut self, slot: usize, group: usize, every: Duration) -> impl Future<Output = Result<bool, Fault>> + Send {
+    fn subscribe(
+        &mut self,
+        slot: usize,
+        group: usize,
+        every: Duration,
+    ) -> impl Future<Output = Result<bool, Fault>> + Send {
         let _ = (slot, group, every);
         async { Ok(false) }
     }
 
     /// Writes one point, once, and reads it back where the configuration asks for it. Never repeated after the request
     /// may have left the gateway.
-    fn write(&mut self, slot: usize, point: u32, value: &Value) -> impl Future<Output = Result<WriteDone, WriteError>> + Send;
+    fn write(
+        &mut self,
+        slot: usize,
+        point: u32,
+        value: &Value,
+    ) -> impl Future<Output = Result<WriteDone, WriteError>> + Send;
+
+    /// How long the device must be left alone because of its last failure, while others on the link go on.
+    fn held(&self, slot: usize) -> Option<Duration> {
+        let _ = slot;
+        None
+    }
 
     /// Closes the link; the next call that needs it makes it again.
     fn close(&mut self);

@@ -115,15 +115,24 @@ impl<D: Driver> LinkTask<D> {
             self.probe(slot).await;
             return true;
         }
-        if let Some(slot) = self.slot_where(|device| device.asking == Asking::Now && device.breaker.permit(now) == Permit::Scan) {
+        if let Some(slot) = self.slot_to_identify(now) {
             self.ask_identity(slot).await;
             return true;
         }
-        if let Some((job, starts)) = self.schedule.next() {
+        if let Some((job, starts)) = self.schedule.next(now) {
             self.serve(job, starts).await;
             return true;
         }
         false
+    }
+
+    fn slot_to_identify(&self, now: Duration) -> Option<usize> {
+        let wanted = |slot: usize, device: &DeviceRun| {
+            device.asking == Asking::Now
+                && device.breaker.permit(now) == Permit::Scan
+                && self.driver.held(slot).is_none()
+        };
+        self.slots().find(|&(slot, device)| wanted(slot, device)).map(|(slot, _)| slot)
     }
 
     /// Sleeps until something is due. False when no more commands can come.
@@ -149,6 +158,7 @@ impl<D: Driver> LinkTask<D> {
 
     fn wake_at(&self) -> Duration {
         let mut wake = self.next_report();
+        wake = self.command_due().map_or(wake, |due| wake.min(due));
         if let Some(down) = &self.down {
             return wake.min(down.retry_at);
         }

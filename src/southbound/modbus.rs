@@ -16,17 +16,20 @@
 mod client;
 mod config;
 pub mod driver;
+pub mod explain;
 mod frame;
 mod identify;
 mod pdu;
 mod plan;
 mod resync;
+#[cfg(test)]
+mod second_opinion;
 mod timing;
 mod transport;
 mod values;
 mod write;
 
 pub use config::{
-    Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table, TextOptions,
-    WordOrder, WriteFunction, WriteOptions,
+    Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table,
+    TextOptions, WordOrder, WriteFunction, WriteOptions,
 };

@@ -24,6 +24,8 @@ pub enum Overrun {
     BusBusy,
     /// Results of the device still wait to be taken over by the gateway.
     Backpressure,
+    /// The device is left alone for a moment after a failure.
+    Recovering,
 }
 
 impl Overrun {
@@ -33,6 +35,7 @@ impl Overrun {
             Overrun::PreviousScan => "previous-scan",
             Overrun::BusBusy => "bus-busy",
             Overrun::Backpressure => "backpressure",
+            Overrun::Recovering => "recovering",
         }
     }
 }
@@ -63,6 +66,7 @@ struct Slot {
     served: u64,
     paused: bool,
     blocked: bool,
+    held_until: Duration,
 }
 
 /// Longest wait before the first cycle of a group, whatever its rate: a gateway shows values soon after its start.
@@ -110,6 +114,13 @@ impl Schedule {
         }
     }
 
+    /// A held slot is left alone until a time; cycles under way go on then.
+    pub fn hold(&mut self, slot: usize, until: Duration) {
+        if let Some(state) = self.slots.get_mut(slot) {
+            state.held_until = until;
+        }
+    }
+
     /// Makes every group of the slot due now: the device came back, or a point was written.
     pub fn hurry(&mut self, slot: usize, now: Duration) {
         for entry in self.entries.iter_mut().filter(|entry| entry.job.slot == slot && entry.state == State::Idle) {
@@ -138,6 +149,7 @@ impl Schedule {
                 continue;
             }
             let missed = match (entry.state, slot.blocked) {
+                (State::Ready | State::Running, _) if now < slot.held_until => Some((Overrun::Recovering, ticks)),
                 (State::Idle, true) => Some((Overrun::Backpressure, ticks)),
                 (State::Idle, false) => {
                     entry.state = State::Ready;
@@ -156,14 +168,16 @@ impl Schedule {
     }
 
     /// The job to serve with one request now, if any; call again after each request. `true` when the job just starts.
-    pub fn next(&mut self) -> Option<(Job, bool)> {
+    pub fn next(&mut self, now: Duration) -> Option<(Job, bool)> {
         let slots = &self.slots;
         let entry = self
             .entries
             .iter_mut()
             .filter(|entry| {
                 let slot = slots[entry.job.slot];
-                !slot.paused && (entry.state == State::Running || (entry.state == State::Ready && !slot.blocked))
+                !slot.paused
+                    && now >= slot.held_until
+                    && (entry.state == State::Running || (entry.state == State::Ready && !slot.blocked))
             })
             .min_by_key(|entry| (slots[entry.job.slot].served, entry.served, entry.since, entry.job))?;
         let starts = entry.state == State::Ready;
@@ -186,9 +200,16 @@ impl Schedule {
         self.entries.iter().all(|entry| entry.state == State::Idle || self.slots[entry.job.slot].paused)
     }
 
-    /// The next time at which a group comes due.
+    /// The next time at which a group comes due or a held slot with work is free again.
     pub fn wake_at(&self) -> Option<Duration> {
-        self.entries.iter().filter(|entry| !self.slots[entry.job.slot].paused).map(|entry| entry.due).min()
+        let entries = self.entries.iter().map(|entry| (entry, &self.slots[entry.job.slot]));
+        let wakes = entries.filter(|(_, slot)| !slot.paused).map(|(entry, slot)| match entry.state {
+            State::Ready | State::Running if !slot.blocked || entry.state == State::Running => {
+                slot.held_until.min(entry.due)
+            }
+            _ => entry.due,
+        });
+        wakes.min()
     }
 }
 

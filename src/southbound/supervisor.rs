@@ -16,7 +16,7 @@ use crate::platform::clock::SharedClock;
 
 use super::driver::{Driver, Fault, Scope};
 use super::link::{Command, LinkTask};
-use super::{DeviceConfig, DriverConfig, Identity, IdentifyError, LinkKey, Update, WriteDone, WriteError};
+use super::{DeviceConfig, DriverConfig, IdentifyError, Identity, LinkKey, Update, WriteDone, WriteError};
 
 /// Commands that may wait for one link.
 const COMMANDS: usize = 64;
@@ -97,7 +97,8 @@ impl Southbound {
         let keep = |key: &LinkKey, link: &RunningLink| {
             wanted.get(key).is_some_and(|devices| devices[0].same_link_settings(&link.sample))
         };
-        let stop: Vec<LinkKey> = state.links.iter().filter(|(key, link)| !keep(key, link)).map(|(key, _)| key.clone()).collect();
+        let stop: Vec<LinkKey> =
+            state.links.iter().filter(|(key, link)| !keep(key, link)).map(|(key, _)| key.clone()).collect();
         let stopping: Vec<RunningLink> = stop.iter().filter_map(|key| state.links.remove(key)).collect();
         futures::future::join_all(stopping.into_iter().map(stop_link)).await;
         for (key, devices) in std::mem::take(&mut wanted) {
@@ -175,7 +176,9 @@ impl Southbound {
             #[cfg(feature = "modbus")]
             DriverConfig::Modbus(config) => {
                 let (link, options) = (config.link.clone(), config.options.clone());
-                tokio::spawn(seat.supervise(devices, move || super::modbus::driver::ModbusDriver::new(link.clone(), options.clone())))
+                tokio::spawn(seat.supervise(devices, move || {
+                    super::modbus::driver::ModbusDriver::new(link.clone(), options.clone())
+                }))
             }
         };
         RunningLink { commands, cancel, task, sample }

@@ -95,9 +95,9 @@ impl DeviceState {
     pub fn reason(&self) -> Option<&str> {
         match self {
             DeviceState::Connecting | DeviceState::Online => None,
-            DeviceState::Degraded { reason } | DeviceState::OffScan { reason, .. } | DeviceState::Offline { reason } => {
-                Some(reason)
-            }
+            DeviceState::Degraded { reason }
+            | DeviceState::OffScan { reason, .. }
+            | DeviceState::Offline { reason } => Some(reason),
         }
     }
 }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fieldgate_simulators::device::Source;
+use fieldgate_simulators::physics::{PumpStation, SIGNALS, Settings};
 use fieldgate_simulators::scenario::{Link, PUMP_STATION};
+use fieldgate_simulators::signal::Model;
 use fieldgate_simulators::{Plant, Scenario, SimError};
 
 /// Runs a simulated plant of Modbus devices until it is interrupted.
@@ -19,6 +21,9 @@ struct Arguments {
     /// Lists devices and points, then ends.
     #[arg(long)]
     list: bool,
+    /// Lists the signals of the pump station, then ends; `w` marks those that can be written.
+    #[arg(long)]
+    signals: bool,
     /// Prints the built-in scenario as a start for one's own, then ends.
     #[arg(long)]
     print: bool,
@@ -36,6 +41,8 @@ struct Arguments {
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output, such as `head`, has seen enough.
+        Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("fieldgate-sim: {error}");
             ExitCode::FAILURE
@@ -47,6 +54,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     if arguments.print {
         return Ok(write!(std::io::stdout(), "{PUMP_STATION}")?);
     }
+    if arguments.signals {
+        return Ok(list_signals()?);
+    }
     let scenario = load(arguments)?;
     if arguments.check {
         return Ok(writeln!(std::io::stdout(), "{}: {}", scenario.name, size(&scenario))?);
@@ -56,6 +66,19 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(play(scenario))
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn list_signals() -> std::io::Result<()> {
+    let station = PumpStation::new(Settings::default());
+    let mut out = std::io::stdout().lock();
+    for name in SIGNALS {
+        writeln!(out, "{} {name}", if station.is_writable(name) { "w" } else { " " })?;
+    }
+    Ok(())
 }
 
 fn load(arguments: &Arguments) -> Result<Scenario, SimError> {

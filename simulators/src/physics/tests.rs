@@ -75,6 +75,17 @@ fn a_raised_start_level_keeps_the_pumps_waiting() {
 }
 
 #[test]
+fn every_listed_signal_is_there() {
+    let station = PumpStation::new(Settings::default());
+    for name in SIGNALS {
+        assert!(station.read(name).is_some(), "{name}");
+    }
+    for name in ["well", "well.", "energy.", "energy.voltage", "energy.voltage4", "pump3.speed", "alarm.none", ""] {
+        assert!(station.read(name).is_none(), "{name}");
+    }
+}
+
+#[test]
 fn refusals_name_the_range() {
     let mut station = PumpStation::new(Settings::default());
     let refusal = station.write("valve.setpoint", &Signal::Number(101.0)).expect_err("out of range");

@@ -24,12 +24,25 @@ pub(super) fn read(section: &Reader<'_>) -> Option<Broker> {
     if !section.has("listener") {
         listeners.push(Listener { address: (Ipv4Addr::LOCALHOST, 1883).into(), allow_anonymous: true, tls: None });
     }
-    let acl = section.tables("acl", "broker.acl").iter().filter_map(|r| acl(r, &users)).collect();
+    let acl: Vec<_> = section.tables("acl", "broker.acl").iter().filter_map(|r| acl(r, &users)).collect();
     let limits = limits(&section.section("limits", "broker.limits"));
     let snapshot_interval = section.or("snapshot_interval", Duration::from_secs(600), millis(10_000, 86_400_000));
     let probe_interval = section.or("probe_interval", Duration::from_secs(10), millis(1_000, 3_600_000));
+    // Who writes rules means them to be all: what no rule speaks about is denied then.
+    let unsaid = if section.has("acl") { Access::Deny } else { Access::ReadWrite };
+    let authenticated_access = section.or("authenticated_access", unsaid, choice(ACCESS));
+    let anonymous_access = section.or("anonymous_access", unsaid, choice(ACCESS));
     refuse_same_address(section, &listeners);
-    enabled.then_some(Broker { listeners, users, acl, limits, snapshot_interval, probe_interval })
+    enabled.then_some(Broker {
+        listeners,
+        users,
+        acl,
+        limits,
+        authenticated_access,
+        anonymous_access,
+        snapshot_interval,
+        probe_interval,
+    })
 }
 
 fn refuse_same_address(section: &Reader<'_>, listeners: &[Listener]) {

@@ -12,15 +12,17 @@ pub(super) struct Failure {
     pub(super) reason: String,
     /// The broker (or we) refused for a reason that does not go away by itself.
     pub(super) refused: bool,
+    /// The broker ended a connection that it had accepted.
+    pub(super) closed: bool,
 }
 
 impl Failure {
     pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), refused: false }
+        Self { reason: reason.into(), refused: false, closed: false }
     }
 
     pub(super) fn refused(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), refused: true }
+        Self { reason: reason.into(), refused: true, closed: false }
     }
 }
 
@@ -48,20 +50,23 @@ impl From<v5::ConnectionError> for Failure {
             E::MqttState(S::ConnFail { reason }) => connack_v5(reason),
             E::MqttState(S::ServerDisconnect { reason_code, reason_string }) => {
                 let said = reason_string.map(|s| format!(" ({s})")).unwrap_or_default();
-                Failure::passing(format!("the broker disconnected: {}{said}", words(&format!("{reason_code:?}"))))
+                let reason = format!("the broker disconnected: {}{said}", words(&format!("{reason_code:?}")));
+                Failure { closed: true, ..Failure::passing(reason) }
             }
             E::Tls(v5::TlsError::DNSName(_)) => bad_name(),
             E::MqttState(S::ConnectionAborted) => closed(),
             E::MqttState(S::AwaitPingResp) => no_ping(),
             E::MqttState(S::CollisionTimeout) => out_of_order(),
             E::Timeout(_) => slow_handshake(),
+            // This one does not name its source.
+            E::MqttState(S::Deserialization(inner)) => chained(&inner),
             other => chained(&other),
         }
     }
 }
 
 fn closed() -> Failure {
-    Failure::passing("the broker closed the connection")
+    Failure { closed: true, ..Failure::passing("the broker closed the connection") }
 }
 
 fn no_ping() -> Failure {
@@ -130,26 +135,28 @@ fn chained(error: &(dyn Error + 'static)) -> Failure {
             return tls_failure(tls);
         }
         if let Some(io) = e.downcast_ref::<io::Error>() {
-            // An I/O error around another error names that one as its inner error, not as its source.
-            match io.get_ref() {
-                Some(inner) => {
-                    if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-                        return tls_failure(tls);
-                    }
-                }
-                None => return io_failure(io),
+            if let Some(tls) = inner_tls(io) {
+                return tls_failure(tls);
             }
             if io.to_string().contains("lookup address") {
                 return Failure::passing(format!("the server's name cannot be resolved: {io}"));
             }
+            return io_failure(io);
         }
         cause = e.source();
     }
     Failure::passing(error.to_string())
 }
 
+/// An I/O error around another error names that one as its inner error, not as its source; and they nest.
+fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref::<rustls::Error>().or_else(|| inner.downcast_ref::<io::Error>().and_then(inner_tls))
+}
+
 fn io_failure(error: &io::Error) -> Failure {
-    Failure::passing(match error.kind() {
+    let closed = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+    let reason = match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused: nobody listens there".to_owned(),
         io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),
         io::ErrorKind::TimedOut => "no answer from the server's address".to_owned(),
@@ -157,7 +164,8 @@ fn io_failure(error: &io::Error) -> Failure {
             "the network does not reach the server".to_owned()
         }
         _ => error.to_string(),
-    })
+    };
+    Failure { closed, ..Failure::passing(reason) }
 }
 
 fn tls_failure(error: &rustls::Error) -> Failure {
@@ -170,7 +178,8 @@ fn tls_failure(error: &rustls::Error) -> Failure {
             C::NotValidYet | C::NotValidYetContext { .. } => {
                 "the broker's certificate is not valid yet (or the clock here is wrong)".to_owned()
             }
-            C::UnknownIssuer => {
+            // A signature that fails comes from another authority of the same name.
+            C::UnknownIssuer | C::BadSignature => {
                 "the broker's certificate is signed by nobody that is trusted here; add its CA".to_owned()
             }
             C::NotValidForName | C::NotValidForNameContext { .. } => {

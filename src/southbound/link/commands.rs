@@ -1,12 +1,14 @@
 //! What others ask of a link: writes, identification, another set of devices.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 use tracing::info;
 
 use crate::model::{DeviceId, Reason, Value};
 
 use super::super::driver::{Driver, Fault, Scope};
-use super::super::{DeviceConfig, Identity, IdentifyError, WriteDone, WriteError};
+use super::super::{DeviceConfig, IdentifyError, Identity, WriteDone, WriteError};
 use super::LinkTask;
 
 /// Commands that may wait for a link.
@@ -16,12 +18,7 @@ pub(in super::super) const CAPACITY: usize = 64;
 #[derive(Debug)]
 pub(in super::super) enum Command {
     /// Write one point.
-    Write {
-        device: DeviceId,
-        point: u32,
-        value: Value,
-        reply: oneshot::Sender<Result<WriteDone, WriteError>>,
-    },
+    Write { device: DeviceId, point: u32, value: Value, reply: oneshot::Sender<Result<WriteDone, WriteError>> },
     /// Ask a device what it is.
     Identify { device: DeviceId, reply: oneshot::Sender<Result<Identity, IdentifyError>> },
     /// Serve exactly these devices from now on; those that are the same go on undisturbed.
@@ -41,10 +38,26 @@ impl<D: Driver> LinkTask<D> {
         }
     }
 
-    /// The next command to obey: writes first.
+    /// The next command to obey: writes first. One for a device that must be left alone waits until it need not.
     pub(super) fn next_command(&mut self) -> Option<Command> {
-        let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }));
-        self.waiting.remove(write.unwrap_or(0))
+        let free = |command: &Command| self.held(command).is_none();
+        let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }) && free(command));
+        let next = write.or_else(|| self.waiting.iter().position(free))?;
+        self.waiting.remove(next)
+    }
+
+    /// When the first waiting command can be obeyed.
+    pub(super) fn command_due(&self) -> Option<Duration> {
+        self.waiting.iter().map(|command| self.now() + self.held(command).unwrap_or_default()).min()
+    }
+
+    fn held(&self, command: &Command) -> Option<Duration> {
+        let (Command::Write { device, .. } | Command::Identify { device, .. }) = command else { return None };
+        let slot = self.slot_where(|run| run.id() == device)?;
+        if self.down.is_some() || self.devices[slot].as_ref().is_some_and(|run| run.breaker.is_open()) {
+            return None;
+        }
+        self.driver.held(slot)
     }
 
     /// Obeys a write or a question. One whose asker has gone is not carried out.
@@ -117,7 +130,9 @@ impl<D: Driver> LinkTask<D> {
     }
 
     async fn identify_now(&mut self, id: DeviceId) -> Result<Identity, IdentifyError> {
-        let Some(slot) = self.slot_where(|device| device.id() == &id) else { return Err(IdentifyError::UnknownDevice(id)) };
+        let Some(slot) = self.slot_where(|device| device.id() == &id) else {
+            return Err(IdentifyError::UnknownDevice(id));
+        };
         if let Some(down) = &self.down {
             return Err(IdentifyError::Failed(down.reason.clone()));
         }

@@ -79,7 +79,8 @@ impl<D: Driver> LinkTask<D> {
     }
 
     pub(super) fn next_report(&self) -> Duration {
-        let next = self.slots().filter(|(_, device)| device.outstanding == 0).map(|(_, device)| device.last_report).min();
+        let next =
+            self.slots().filter(|(_, device)| device.outstanding == 0).map(|(_, device)| device.last_report).min();
         next.unwrap_or_else(|| self.now()) + REPORT_EVERY
     }
 }

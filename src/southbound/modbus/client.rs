@@ -1,8 +1,8 @@
 //! One Modbus connection and the rule that no reply is ever taken for another's.
 //!
 //! After any timeout, broken frame or wrong reply the connection is *spoilt*: TCP and RTU-over-TCP are closed and made
-//! again; a serial port is drained for a guard time and cleared, and decoding starts afresh. On RTU the unit must
-//! moreover prove that it owes nothing ([`super::resync`]). On TCP transaction ids go on counting over reconnects, so that
+//! again; a serial port is drained until it is silent and cleared, and decoding starts afresh. On RTU the unit is moreover
+//! left alone for a guard time and must prove that it owes nothing ([`super::resync`]). On TCP transaction ids go on counting over reconnects, so that
 //! a gateway which keeps a reply for the next connection is recognised too.
 
 use std::io;
@@ -33,7 +33,7 @@ pub enum CallError {
     },
     /// The unit must be left alone for a while. Nothing was sent.
     #[error("the unit may still owe an earlier reply; it is left alone for {0:?}")]
-    Guarded(Duration),
+    Held(Duration),
     /// The unit did not prove that it owes no reply. The request was not sent.
     #[error("no answer to the question after an earlier timeout within {0:?}")]
     Unsure(Duration),
@@ -65,7 +65,7 @@ pub enum CallError {
 impl CallError {
     /// Whether the request may have reached the device.
     pub fn may_be_sent(&self) -> bool {
-        !matches!(self, CallError::Connect { .. } | CallError::Guarded(_) | CallError::Unsure(_))
+        !matches!(self, CallError::Connect { .. } | CallError::Held(_) | CallError::Unsure(_))
     }
 
     /// As the link task wants it.
@@ -73,7 +73,7 @@ impl CallError {
         let (scope, reason) = match self {
             CallError::Connect { .. } => (Scope::Link, Reason::LinkDown),
             CallError::Broken(_) => (Scope::Device, Reason::LinkDown),
-            CallError::Timeout(_) | CallError::Guarded(_) | CallError::Unsure(_) => (Scope::Device, Reason::Timeout),
+            CallError::Timeout(_) | CallError::Held(_) | CallError::Unsure(_) => (Scope::Device, Reason::Timeout),
             _ => (Scope::Device, Reason::ProtocolError),
         };
         Fault { scope, reason, text: self.to_string() }
@@ -102,8 +102,10 @@ pub struct Client {
     tally: Tally,
 }
 
-/// Guard of a unit that ignores the echo question, if the configuration names none.
-const UNIT_GUARD: Duration = Duration::from_secs(3);
+/// How long a unit is left alone after a timeout on RTU, if the configuration does not say.
+const UNIT_GUARD: Duration = Duration::from_secs(1);
+/// A connection that was used so lately is not asked before a read whether it is still there.
+const IDLE: Duration = Duration::from_secs(1);
 /// Line silence that ends a drain.
 const DRAINED: Duration = Duration::from_millis(20);
 /// Longest drain: a line that never falls silent is reported, not waited for.
@@ -124,7 +126,7 @@ impl Client {
             used: 0,
             sending: Vec::with_capacity(frame::MAX_FRAME),
             transaction: rand::random(),
-            resync: Resync::new(options.resync_echo, options.late_reply_guard.unwrap_or_default().max(UNIT_GUARD)),
+            resync: Resync::new(options.resync_echo, options.late_reply_guard.unwrap_or(UNIT_GUARD)),
             quiet_since: now,
             drain_until: None,
             origin: now,
@@ -132,6 +134,11 @@ impl Client {
             link,
             options,
         }
+    }
+
+    /// How long a unit must be left alone.
+    pub fn held(&self, unit: u8) -> Option<Duration> {
+        self.resync.held(unit, self.origin.elapsed())
     }
 
     /// Counts since the last call.
@@ -173,29 +180,31 @@ impl Client {
         self.transport = Some(transport);
         self.forget_received();
         self.tally.connects += 1;
-        let guard = match self.link {
-            // A converter may keep a late reply over our reconnect.
-            Link::RtuOverTcp { .. } => self.options.late_reply_guard.unwrap_or_default(),
-            Link::Tcp { .. } | Link::Serial(_) => Duration::ZERO,
-        };
-        tokio::time::sleep(self.options.pause_after_connect.max(guard)).await;
+        if !self.options.pause_after_connect.is_zero() {
+            tokio::time::sleep(self.options.pause_after_connect).await;
+        }
         Ok(())
     }
 
     /// Sends a request to a unit and waits for its reply. Data lies in the client's buffer until the next call.
     pub async fn call(&mut self, unit: u8, request: &Request<'_>, limit: Duration) -> Result<Reply<'_>, CallError> {
-        self.connect().await?;
+        // After a pause, and before anything that is sent only once: has the other end closed meanwhile?
+        let once = !matches!(request, Request::Read { .. });
+        if self.transport.is_none() || once || self.quiet_since.elapsed() > IDLE {
+            self.connect().await?;
+        }
         match self.resync.before(unit, self.origin.elapsed()) {
             Before::Go => {}
-            Before::Wait(until) => return Err(CallError::Guarded(until.saturating_sub(self.origin.elapsed()))),
+            Before::Hold(until) => return Err(CallError::Held(until.saturating_sub(self.origin.elapsed()))),
             Before::Echo => self.ask_echo(unit, limit).await?,
         }
         let frame = match self.exchange(unit, request, limit).await {
             Ok(frame) => frame,
             Err(error) => {
-                self.spoil(limit, &error);
+                self.spoil(&error);
                 if self.framing == Framing::Rtu {
-                    self.resync.failed(unit, self.origin.elapsed());
+                    let owed = matches!(error, CallError::Timeout(_) | CallError::Broken(_));
+                    self.resync.failed(unit, self.origin.elapsed(), owed);
                 }
                 return Err(error);
             }
@@ -213,7 +222,7 @@ impl Client {
                 Ok(())
             }
             Err(error) => {
-                self.spoil(limit, &error);
+                self.spoil(&error);
                 self.resync.echo_failed(unit, self.origin.elapsed());
                 match error {
                     CallError::Timeout(limit) => Err(CallError::Unsure(limit)),
@@ -224,14 +233,13 @@ impl Client {
     }
 
     /// The connection may carry a reply that nobody waits for any more.
-    fn spoil(&mut self, limit: Duration, error: &CallError) {
+    fn spoil(&mut self, error: &CallError) {
         self.forget_received();
         if !matches!(self.link, Link::Serial(_)) || matches!(error, CallError::Broken(_)) {
             self.close();
         }
         if matches!(self.link, Link::Serial(_)) {
-            let guard = self.options.late_reply_guard.unwrap_or(limit).max(self.resync.worst()).min(LONGEST_DRAIN);
-            self.drain_until = Some(Instant::now() + guard);
+            self.drain_until = Some(Instant::now() + DRAINED);
         }
     }
 
@@ -241,7 +249,8 @@ impl Client {
         self.transaction = self.transaction.wrapping_add(1);
         frame::encode(self.framing, self.transaction, unit, &mut self.sending, |out| request.encode(out));
         let deadline = Instant::now() + limit;
-        let outcome = timeout_at(deadline, self.converse(unit, request)).await.unwrap_or(Err(CallError::Timeout(limit)));
+        let outcome =
+            timeout_at(deadline, self.converse(unit, request)).await.unwrap_or(Err(CallError::Timeout(limit)));
         self.quiet_since = Instant::now();
         outcome
     }
@@ -259,6 +268,7 @@ impl Client {
         }
         let transport = self.transport.as_mut().ok_or_else(closed)?;
         if self.framing == Framing::Rtu && transport.waiting().map_err(broken)? > 0 {
+            // Nobody asked for these octets, or gave up waiting for them.
             self.tally.late_replies += 1;
             match self.link {
                 Link::Serial(_) => self.drain(Instant::now() + DRAINED).await?,
@@ -292,12 +302,13 @@ impl Client {
                 Ok(Err(error)) => return Err(broken(error)),
                 Ok(Ok(count)) => {
                     dropped += count;
-                    self.resync.late(self.quiet_since.elapsed());
                     end = until.max(Instant::now() + DRAINED);
                 }
             }
             if begun.elapsed() > LONGEST_DRAIN * 2 {
-                return Err(CallError::Broken("the line never falls silent; check termination and other masters".into()));
+                return Err(CallError::Broken(
+                    "the line never falls silent; check termination and other masters".into(),
+                ));
             }
         }
         self.tally.late_replies += u64::from(dropped > 0);
@@ -317,6 +328,7 @@ impl Client {
                     }
                     Verdict::Late => {
                         self.tally.late_replies += 1;
+                        self.resync.late(frame.unit, self.origin.elapsed());
                         self.received.copy_within(frame.used..self.filled, 0);
                         self.filled -= frame.used;
                         continue;

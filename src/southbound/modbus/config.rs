@@ -70,9 +70,9 @@ impl Config {
             return Some(problem);
         }
         let named = device.points.iter().zip(&self.points);
-        named.map(|(point, address)| (point, address.problem(&self.limits, point.access))).find_map(|(point, problem)| {
-            problem.map(|problem| format!("point {}: {problem}", point.id))
-        })
+        named
+            .map(|(point, address)| (point, address.problem(&self.limits, point.access)))
+            .find_map(|(point, problem)| problem.map(|problem| format!("point {}: {problem}", point.id)))
     }
 }
 
@@ -176,11 +176,12 @@ pub struct LinkOptions {
     pub pause_between_requests: Duration,
     /// Close the connection when no cycle is under way, for devices that accept one client at a time.
     pub close_after_cycle: bool,
-    /// After a timeout on a serial line or behind a converter: how long to let late replies pass before the next request.
-    /// `None`: one reply timeout on serial lines, nothing on RTU-over-TCP, where the connection is made again.
+    /// RTU only: how long a unit is left alone after a timeout, so that a late reply comes while nobody waits for one.
+    /// Other units of the link go on meanwhile. Set it above the longest time that the slowest unit, or a converter on the
+    /// way, ever keeps a reply. `None`: 1 s; it grows by itself to twice the latest reply seen.
     pub late_reply_guard: Option<Duration>,
     /// After a timeout on RTU: ask the unit to echo a random number (FC 8) before it is trusted again, which proves that
-    /// no earlier reply is still on its way. Units that ignore the question are recognised and left alone with it.
+    /// no earlier reply is still on its way. Units that ignore the question are recognised and left alone for 3 s instead.
     pub resync_echo: bool,
     /// Longest time a unit on a serial line needs between a request and the first byte of its reply.
     pub turnaround: Duration,

@@ -83,7 +83,13 @@ impl Unit {
         }
         self.replan();
         let (from, to) = (request.address, request.address + (request.count - 1));
-        debug!(device = self.name, table = request.table.as_str(), from, to, "range refused, reads are planned around it");
+        debug!(
+            device = self.name,
+            table = request.table.as_str(),
+            from,
+            to,
+            "range refused, reads are planned around it"
+        );
         halves.map(|(left, right)| (Arc::new(left), Arc::new(right)))
     }
 }
@@ -110,7 +116,11 @@ fn decode(config: &Config, request: &ReadRequest, data: &[u8], results: &mut Vec
 }
 
 fn fail(request: &ReadRequest, reason: Reason, results: &mut Vec<PointResult>) {
-    results.extend(request.entries.iter().map(|entry| PointResult { point: entry.point, outcome: Err(reason), at: None }));
+    results.extend(request.entries.iter().map(|entry| PointResult {
+        point: entry.point,
+        outcome: Err(reason),
+        at: None,
+    }));
 }
 
 impl Driver for ModbusDriver {
@@ -186,7 +196,8 @@ impl Driver for ModbusDriver {
         steps: &mut VecDeque<Self::Step>,
         results: &mut Vec<PointResult>,
     ) -> Result<Answer, Fault> {
-        let unit = self.units.get_mut(slot).and_then(Option::as_mut).expect("the link task uses only slots that it attached");
+        let unit =
+            self.units.get_mut(slot).and_then(Option::as_mut).expect("the link task uses only slots that it attached");
         let request = Request::Read { table: step.table, address: step.address, count: step.count };
         let limit = limit(&self.client, &unit.config, &request);
         match self.client.call(unit.config.unit, &request, limit).await.map_err(|error| error.fault())? {
@@ -195,7 +206,13 @@ impl Driver for ModbusDriver {
                 if let Some(hole) = step.answered()
                     && unit.learned.holes.insert(hole)
                 {
-                    info!(device = unit.name, table = hole.table.as_str(), from = hole.first, to = hole.last, "address hole learned");
+                    info!(
+                        device = unit.name,
+                        table = hole.table.as_str(),
+                        from = hole.first,
+                        to = hole.last,
+                        "address hole learned"
+                    );
                     unit.replan();
                 }
                 Ok(Answer::Values)
@@ -226,13 +243,18 @@ impl Driver for ModbusDriver {
     }
 
     async fn write(&mut self, slot: usize, point: u32, value: &Value) -> Result<WriteDone, WriteError> {
-        let unit = self.units.get_mut(slot).and_then(Option::as_mut).expect("the link task uses only slots that it attached");
+        let unit =
+            self.units.get_mut(slot).and_then(Option::as_mut).expect("the link task uses only slots that it attached");
         if !unit.writable.get(point as usize).copied().unwrap_or(false) {
             return Err(WriteError::NotWritable("its configuration allows reading only".into()));
         }
         let config = unit.config.clone();
         let mut writer = write::Writer { client: &mut self.client, config: &config, mask_write: &mut unit.mask_write };
         writer.write(&config.points[point as usize], value).await
+    }
+
+    fn held(&self, slot: usize) -> Option<Duration> {
+        self.client.held(self.unit(slot).config.unit)
     }
 
     fn close(&mut self) {
@@ -252,7 +274,7 @@ impl Driver for ModbusDriver {
 pub(super) fn write_error(error: CallError) -> WriteError {
     match error {
         CallError::Connect { .. } => WriteError::LinkDown(error.to_string()),
-        CallError::Guarded(_) | CallError::Unsure(_) => WriteError::OffScan(error.to_string()),
+        CallError::Held(_) | CallError::Unsure(_) => WriteError::OffScan(error.to_string()),
         CallError::Timeout(limit) => WriteError::Timeout(limit),
         _ => WriteError::AnswerLost(error.to_string()),
     }

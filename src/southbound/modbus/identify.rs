@@ -44,7 +44,9 @@ impl Walk {
     /// Takes the data of a reply (behind the MEI type) and says what to do next.
     pub fn reply(&mut self, data: &[u8]) -> Next {
         self.replies += 1;
-        let Some((&[_, conformity, more, next, count], mut rest)) = data.split_first_chunk::<5>() else { return Next::Done };
+        let Some((&[_, conformity, more, next, count], mut rest)) = data.split_first_chunk::<5>() else {
+            return Next::Done;
+        };
         for _ in 0..count {
             let Some((&[id, length], tail)) = rest.split_first_chunk::<2>() else { break };
             let Some((value, tail)) = tail.split_at_checked(usize::from(length)) else { break };
@@ -82,8 +84,12 @@ impl Walk {
         let code = self.objects.remove(&1).filter(|text| !text.is_empty());
         let firmware = self.objects.remove(&2).filter(|text| !text.is_empty());
         let name = self.objects.remove(&5).filter(|text| !text.is_empty());
-        let mut other: BTreeMap<String, String> =
-            self.objects.into_iter().filter(|(_, text)| !text.is_empty()).map(|(id, text)| (object_name(id), text)).collect();
+        let mut other: BTreeMap<String, String> = self
+            .objects
+            .into_iter()
+            .filter(|(_, text)| !text.is_empty())
+            .map(|(id, text)| (object_name(id), text))
+            .collect();
         if let (Some(name), Some(code)) = (&name, &code)
             && name != code
         {

@@ -229,7 +229,9 @@ impl Request<'_> {
             Request::WriteCoils { .. } | Request::MaskRegister { .. } => 7,
             Request::DeviceId { .. } => 4,
             Request::ServerId => 1,
-            Request::Read { .. } | Request::WriteCoil { .. } | Request::WriteRegister { .. } | Request::Echo { .. } => 5,
+            Request::Read { .. } | Request::WriteCoil { .. } | Request::WriteRegister { .. } | Request::Echo { .. } => {
+                5
+            }
         }
     }
 

@@ -31,7 +31,13 @@ pub fn on_wire(line: &SerialLine, request_pdu: usize, reply_pdu: usize) -> Durat
 }
 
 /// How long to wait for the reply to a request of these PDU lengths.
-pub fn reply_timeout(link: &Link, options: &LinkOptions, configured: Option<Duration>, request: usize, reply: usize) -> Duration {
+pub fn reply_timeout(
+    link: &Link,
+    options: &LinkOptions,
+    configured: Option<Duration>,
+    request: usize,
+    reply: usize,
+) -> Duration {
     match (configured, link) {
         (Some(timeout), _) => timeout,
         (None, Link::Serial(line)) => on_wire(line, request, reply) + options.turnaround,

@@ -30,7 +30,9 @@ impl Transport {
     /// Opens the link. Names are looked up anew each time; all addresses of a name are tried in turn.
     pub async fn open(link: &Link) -> io::Result<Self> {
         match link {
-            Link::Tcp { host, port } | Link::RtuOverTcp { host, port } => open_tcp(host, *port).await.map(Transport::Tcp),
+            Link::Tcp { host, port } | Link::RtuOverTcp { host, port } => {
+                open_tcp(host, *port).await.map(Transport::Tcp)
+            }
             Link::Serial(line) => open_serial(line).map(Transport::Serial),
         }
     }

@@ -30,9 +30,10 @@ pub fn decode(point: &PointAddress, data: &[u8]) -> Result<Value, Reason> {
         DataType::Bcd => bcd(number(data, point.order)).map(Value::Uint).ok_or(Reason::DecodeError),
         DataType::Bool => Ok(Value::Bool(field(point, data) != 0)),
         DataType::U8 | DataType::U16 | DataType::U32 | DataType::U64 => Ok(Value::Uint(field(point, data))),
-        DataType::I8 | DataType::I16 | DataType::I32 | DataType::I64 => {
-            Ok(Value::Int(sign_extend(field(point, data), bit_range(point).map_or(bits(point), |(low, high)| high - low + 1))))
-        }
+        DataType::I8 | DataType::I16 | DataType::I32 | DataType::I64 => Ok(Value::Int(sign_extend(
+            field(point, data),
+            bit_range(point).map_or(bits(point), |(low, high)| high - low + 1),
+        ))),
     }
 }
 
@@ -250,7 +251,7 @@ pub fn to_bool(value: &Value) -> Result<bool, String> {
 }
 
 fn to_integer(value: &Value) -> Result<i128, String> {
-    let whole = |number: f64| match number.fract() == 0.0 && number.abs() <= 1.0e19 {
+    let whole = |number: f64| match number.fract() == 0.0 && number.abs() <= 1.0e20 {
         true => Ok(number as i128),
         false => Err("a whole number is wanted".to_owned()),
     };

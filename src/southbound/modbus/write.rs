@@ -34,7 +34,8 @@ impl Writer<'_> {
         // As the device will hold it: a float rounded to its type, a text filled up.
         let written = values::decode(point, &data).map_err(|reason| range(reason.as_str().to_owned()))?;
         if self.config.write.function == WriteFunction::Single && data.len() > 2 {
-            let text = format!("it takes {} registers, and this device is configured for single writes only", point.width());
+            let text =
+                format!("it takes {} registers, and this device is configured for single writes only", point.width());
             return Err(WriteError::NotWritable(text));
         }
         if let Some(mask) = values::mask(point) {
@@ -94,7 +95,12 @@ impl Writer<'_> {
         self.write_registers(point.address, &registers).await
     }
 
-    async fn write_and_read(&mut self, point: &PointAddress, data: &[u8], written: &Value) -> Result<WriteDone, WriteError> {
+    async fn write_and_read(
+        &mut self,
+        point: &PointAddress,
+        data: &[u8],
+        written: &Value,
+    ) -> Result<WriteDone, WriteError> {
         let request = Request::WriteAndRead { address: point.address, data };
         let limit = self.limit(&request);
         match self.client.call(self.config.unit, &request, limit).await.map_err(write_error)? {

@@ -1,0 +1,114 @@
+//! `[broker]` as the embedded broker takes it.
+
+use super::checked::{self, Access, Broker, BrokerLimits};
+use crate::broker::{self, AclRule, Who};
+use crate::security::{self, ClientCertificates, PasswordHash, ServerTls, ServerTlsFiles};
+
+/// Why the embedded broker cannot be made although every value is legal.
+#[derive(Debug, thiserror::Error)]
+pub enum IntoBrokerError {
+    /// A certificate, key or list cannot be used.
+    #[error("listener {address}: {source}")]
+    Tls {
+        /// Which listener.
+        address: std::net::SocketAddr,
+        /// What is wrong with which file.
+        source: security::TlsError,
+    },
+    /// A password cannot be hashed, or its hash is none.
+    #[error("user {name}: {source}")]
+    Password {
+        /// Which user.
+        name: String,
+        /// What is wrong.
+        source: security::PasswordError,
+    },
+    /// A rule has no legal filter.
+    #[error(transparent)]
+    Acl(#[from] broker::AclError),
+    /// The parts contradict each other.
+    #[error(transparent)]
+    Config(#[from] broker::ConfigError),
+}
+
+impl Broker {
+    /// Settings of the embedded broker. Reads certificates and hashes plain passwords (about 50 ms each).
+    ///
+    /// # Errors
+    /// When a certificate, password or rule cannot be used; the error names it.
+    pub fn config(&self) -> Result<broker::Config, IntoBrokerError> {
+        let listeners = self.listeners.iter().map(listener).collect::<Result<_, _>>()?;
+        let users = self.users.iter().map(user).collect::<Result<_, _>>()?;
+        let mut rules = Vec::new();
+        for acl in &self.acl {
+            for filter in &acl.topics {
+                rules.push(AclRule::new(Who::parse(&acl.user), access(acl.access), filter)?);
+            }
+        }
+        let acl = broker::Acl {
+            rules,
+            authenticated: access(self.authenticated_access),
+            anonymous: access(self.anonymous_access),
+        };
+        let mut config = broker::Config::new(listeners, users, acl, limits(&self.limits))?;
+        config.snapshot_interval = self.snapshot_interval;
+        config.probe_interval = self.probe_interval;
+        Ok(config)
+    }
+}
+
+fn listener(listener: &checked::Listener) -> Result<broker::Listener, IntoBrokerError> {
+    let files = listener.tls.as_ref().map(|tls| ServerTlsFiles {
+        certificate: tls.cert.clone(),
+        key: tls.key.clone(),
+        client_ca: tls.client_ca.clone(),
+        client_certificates: if tls.require_client_cert {
+            ClientCertificates::Required
+        } else {
+            ClientCertificates::Optional
+        },
+        revocation_lists: tls.crl.iter().cloned().collect(),
+    });
+    let tls = files
+        .map(ServerTls::load)
+        .transpose()
+        .map_err(|source| IntoBrokerError::Tls { address: listener.address, source })?;
+    Ok(broker::Listener { address: listener.address, tls, anonymous: listener.allow_anonymous })
+}
+
+fn user(user: &checked::User) -> Result<broker::User, IntoBrokerError> {
+    let text = user.password.expose();
+    let hash =
+        if user.hashed { PasswordHash::parse(text) } else { security::hash_password(&security::Secret::new(text)) };
+    let hash = hash.map_err(|source| IntoBrokerError::Password { name: user.name.clone(), source })?;
+    Ok(broker::User { name: user.name.clone(), hash })
+}
+
+const fn access(access: Access) -> broker::Access {
+    match access {
+        Access::Deny => broker::Access::Deny,
+        Access::Read => broker::Access::Read,
+        Access::Write => broker::Access::Write,
+        Access::ReadWrite => broker::Access::ReadWrite,
+    }
+}
+
+fn limits(limits: &BrokerLimits) -> broker::Limits {
+    let octets = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    broker::Limits {
+        connections: limits.connections,
+        connections_per_address: limits.connections_per_address,
+        packet_bytes: octets(limits.packet_size),
+        filters_per_client: limits.filters_per_client,
+        queue_messages: limits.queue_messages,
+        queue_bytes: octets(limits.queue_size),
+        total_queue_bytes: octets(limits.total_queue_size),
+        inflight: limits.inflight,
+        retained_messages: limits.retained_messages,
+        retained_bytes: octets(limits.retained_size),
+        sessions: limits.sessions,
+        session_expiry: limits.session_expiry,
+        patience: limits.patience,
+        connect_timeout: limits.connect_timeout,
+    }
+}
