@@ -1,5 +1,6 @@
 //! Updates of devices: over Modbus file records against a simulated device, and over MQTT chunks against one that loses
 //! and repeats messages.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod firmware_support;
 
@@ -100,8 +101,13 @@ impl Bench {
         Self { directory, builder: Builder::new(), clock: ManualClock::at(1_790_000_000_000), image }
     }
 
-    fn updater<T: DeviceTransfer>(&self, transfer: T, disk: Disk) -> Result<Over<T>, fieldgate::management::firmware::JournalError> {
-        let target = DeviceTarget::new("pump-p7", transfer, Duration::from_secs(60), Duration::ZERO, self.clock.clone());
+    fn updater<T: DeviceTransfer>(
+        &self,
+        transfer: T,
+        disk: Disk,
+    ) -> Result<Over<T>, fieldgate::management::firmware::JournalError> {
+        let target =
+            DeviceTarget::new("pump-p7", transfer, Duration::from_secs(60), Duration::ZERO, self.clock.clone());
         let config = UpdaterConfig {
             target: "pump-1".to_owned(),
             directory: self.directory.path().to_owned(),

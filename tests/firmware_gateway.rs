@@ -1,4 +1,5 @@
 //! Updates of the gateway itself: killed, and robbed of its power, at every single step.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod firmware_support;
 
@@ -7,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use fieldgate::management::firmware::{
-    Approval, Boot, FileFetch, FileJournal, FirmwareError, GatewayTarget, HealthReport, Slot, Stage, Updater, UpdaterConfig,
-    Version,
+    Approval, Boot, FileFetch, FileJournal, FirmwareError, GatewayTarget, HealthReport, Slot, Stage, Updater,
+    UpdaterConfig, Version,
 };
 use fieldgate::platform::clock::ManualClock;
 use fieldgate::platform::durable::Disk;
@@ -101,7 +102,15 @@ impl Machine {
         }
     }
 
-    async fn work(&self, boot: Boot, slot: Slot, version: Version, is_new: bool, disk: &Disk, is_dead: impl Fn() -> bool) -> Result<End, FirmwareError> {
+    async fn work(
+        &self,
+        boot: Boot,
+        slot: Slot,
+        version: Version,
+        is_new: bool,
+        disk: &Disk,
+        is_dead: impl Fn() -> bool,
+    ) -> Result<End, FirmwareError> {
         let clock = ManualClock::at(1_790_000_000_000);
         let published = !is_new || self.new == New::Healthy;
         let polled: std::collections::BTreeSet<String> = ["pump-1".to_owned()].into();
@@ -174,8 +183,13 @@ async fn die_at_every_step(new: New, death: Death) -> usize {
         if death == Death::PowerCut && mortal.is_dead() {
             mortal.lose_power();
         }
-        let stage = if mortal.is_dead() { machine.until_over().await } else {
-            match end { End::Over(stage) => stage, end => panic!("{end:?}") }
+        let stage = if mortal.is_dead() {
+            machine.until_over().await
+        } else {
+            match end {
+                End::Over(stage) => stage,
+                end => panic!("{end:?}"),
+            }
         };
         let (expected, version) = machine.expected();
         // A crash during the trial is a start without proof; three of them take a healthy one back. One does not.

@@ -1,4 +1,5 @@
 //! What is not let in, with its stable code; how bytes come; approvals and windows; openssl as a second signer.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod firmware_support;
 
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate::management::firmware::{
-    Approval, Delivered, FirmwareError, HttpFetch, Job, Manifest, MemoryJournal, Offer, Policy, Proof, SigningKey, Source,
-    Stage, Target, TargetError, TrustedKeys, Updater, UpdaterConfig, Version, Window,
+    Approval, Delivered, FirmwareError, HttpFetch, Job, Manifest, MemoryJournal, Offer, Policy, Proof, SigningKey,
+    Source, Stage, Target, TargetError, TrustedKeys, Updater, UpdaterConfig, Version, Window,
 };
 use fieldgate::platform::clock::ManualClock;
 use fieldgate::platform::durable::Disk;
@@ -55,7 +56,7 @@ impl Bench {
     fn new() -> Self {
         let directory = firmware_support::fast_directory();
         let artifact = directory.path().join("artifact");
-        let content: Vec<u8> = (0..700_000u32).flat_map(|n| [(n * 31 >> 3) as u8]).collect();
+        let content: Vec<u8> = (0..700_000u32).flat_map(|n| [((n * 31) >> 3) as u8]).collect();
         std::fs::write(&artifact, content).unwrap();
         let clock = ManualClock::at(1_795_219_200_000);
         Self { directory, builder: Builder::new(), clock, journal: MemoryJournal::default(), artifact }
@@ -141,7 +142,8 @@ async fn what_may_not_in_is_refused_before_anything_is_fetched_each_with_its_own
         assert_eq!(updater.stage(), Stage::Idle);
         assert!(!bench.directory.path().join("firmware").exists(), "{code} left something behind");
     }
-    let mut keyless = bench.updater(UpdaterConfig { policy: Policy { keys: TrustedKeys::default(), limit: 1 << 30 }, ..bench.config() });
+    let mut keyless = bench
+        .updater(UpdaterConfig { policy: Policy { keys: TrustedKeys::default(), limit: 1 << 30 }, ..bench.config() });
     assert_eq!(keyless.offer(bench.offer(&good)).await.unwrap_err().code(), "no-keys");
     let mut updater = bench.updater(bench.config());
     let downgrade = Offer { allow_downgrade: true, ..bench.offer(&bench.manifest("1.4.9")) };
@@ -208,7 +210,8 @@ async fn a_download_that_breaks_goes_on_where_it_was_and_one_without_ranges_begi
     for (number, (script, arrives)) in scripts.into_iter().enumerate() {
         let (url, asked) = web(body.clone(), script.clone()).await;
         let mut updater = bench.updater(bench.config());
-        let offer = Offer { id: format!("web-{number}"), source: Source::Url(url), ..bench.offer(&bench.manifest("2.0.0")) };
+        let offer =
+            Offer { id: format!("web-{number}"), source: Source::Url(url), ..bench.offer(&bench.manifest("2.0.0")) };
         let (stage, code) = approved(&mut updater, offer).await;
         let asked = asked.lock().unwrap().clone();
         if arrives {

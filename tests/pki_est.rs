@@ -1,4 +1,5 @@
 //! Enrolment and renewal of the gateway's own identity against a simulated EST server that misbehaves as scripted.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::path::Path;
 use std::process::Command;
@@ -96,7 +97,10 @@ async fn the_gateway_enrols_with_a_token_and_renews_over_mutual_tls_between_40_a
     assert_eq!(code(&bench.next(&mut keeper).await), "granted");
     let first = identity.borrow().clone().unwrap();
     let directory = bench.directory.path().join("identity");
-    openssl(&directory, &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "cacerts.pem", "current/cert.pem"]);
+    openssl(
+        &directory,
+        &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "cacerts.pem", "current/cert.pem"],
+    );
     assert!(!directory.join("pending.key").exists(), "the open request is closed");
     let asked = bench.server.log();
     assert_eq!(asked.iter().map(|asked| asked.act.as_str()).collect::<Vec<_>>(), ["cacerts", "simpleenroll"]);
@@ -225,9 +229,11 @@ async fn killed_at_every_step_it_comes_back_with_a_matching_pair_or_none() {
         let config = EstConfig { directory, ..bench.config() };
         let mut survived = false;
         let disk = Disk::observed(Arc::new(Dies(steps.into())));
-        if let Ok((mut keeper, _)) =
-            EstKeeper::new(EstConfig { disk, ..config.clone() }, BelievedTime::new(bench.clock.clone(), 0), bench.clock.clone())
-        {
+        if let Ok((mut keeper, _)) = EstKeeper::new(
+            EstConfig { disk, ..config.clone() },
+            BelievedTime::new(bench.clock.clone(), 0),
+            bench.clock.clone(),
+        ) {
             survived = code(&bench.next(&mut keeper).await) == "granted";
         }
         let (mut keeper, identity) = bench.keeper(config);
@@ -249,9 +255,29 @@ fn messages_that_openssl_made_are_read() {
     for name in ["a", "b"] {
         let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
         let subject = format!("/CN={name}");
-        openssl(path, &["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", &subject, "-keyout", &key, "-out", &certificate]);
+        openssl(
+            path,
+            &[
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-subj",
+                &subject,
+                "-keyout",
+                &key,
+                "-out",
+                &certificate,
+            ],
+        );
     }
-    openssl(path, &["crl2pkcs7", "-nocrl", "-certfile", "a.pem", "-certfile", "b.pem", "-outform", "DER", "-out", "both.p7"]);
+    openssl(
+        path,
+        &["crl2pkcs7", "-nocrl", "-certfile", "a.pem", "-certfile", "b.pem", "-outform", "DER", "-out", "both.p7"],
+    );
     openssl(path, &["base64", "-in", "both.p7", "-out", "both.b64"]);
     for file in ["both.p7", "both.b64"] {
         assert_eq!(certificates(&std::fs::read(path.join(file)).unwrap()).unwrap().len(), 2, "{file}");

@@ -1,4 +1,5 @@
 //! Certificates, revocation lists and requests against the openssl command: a second pair of eyes that nobody here wrote.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -83,10 +84,37 @@ fn openssl_verifies_server_and_device_certificates_and_sees_the_revocation() {
     let path = plant.path().to_owned();
     std::fs::write(path.join("pump.pem"), &issued.chain_pem).unwrap();
     let server = "server/mqtt/current/cert.pem";
-    succeeds(&path, &["verify", "-x509_strict", "-purpose", "sslserver", "-verify_ip", "10.1.2.3", "-CAfile", "ca/ca.pem", server]);
-    succeeds(&path, &["verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "gw-7", "-CAfile", "ca/ca.pem", server]);
+    succeeds(
+        &path,
+        &["verify", "-x509_strict", "-purpose", "sslserver", "-verify_ip", "10.1.2.3", "-CAfile", "ca/ca.pem", server],
+    );
+    succeeds(
+        &path,
+        &[
+            "verify",
+            "-x509_strict",
+            "-purpose",
+            "sslserver",
+            "-verify_hostname",
+            "gw-7",
+            "-CAfile",
+            "ca/ca.pem",
+            server,
+        ],
+    );
     refused(&path, &["verify", "-purpose", "sslclient", "-CAfile", "ca/ca.pem", server]);
-    let with_list = ["verify", "-x509_strict", "-purpose", "sslclient", "-crl_check", "-CRLfile", "crl.pem", "-CAfile", "ca/ca.pem", "pump.pem"];
+    let with_list = [
+        "verify",
+        "-x509_strict",
+        "-purpose",
+        "sslclient",
+        "-crl_check",
+        "-CRLfile",
+        "crl.pem",
+        "-CAfile",
+        "ca/ca.pem",
+        "pump.pem",
+    ];
     succeeds(&path, &with_list);
     let text = succeeds(&path, &["x509", "-in", "pump.pem", "-noout", "-text"]);
     assert!(text.contains("URI:urn:fieldgate:device:pump-1") && text.contains("CN = pump-1"), "{text}");
@@ -145,23 +173,98 @@ fn our_own_requests_are_read_by_openssl() {
 fn an_authority_that_the_plant_brings_along_signs_and_a_wrong_one_is_refused_with_its_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
-    let root = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes", "-subj", "/O=Plant GmbH/CN=Root", "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-days", "900", "-keyout", "root.key", "-out", "root.pem"];
+    let root = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-384",
+        "-nodes",
+        "-subj",
+        "/O=Plant GmbH/CN=Root",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
+        "-days",
+        "900",
+        "-keyout",
+        "root.key",
+        "-out",
+        "root.pem",
+    ];
     succeeds(path, &root);
     std::fs::write(path.join("ca.ext"), "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n").unwrap();
-    succeeds(path, &["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/C=DE/O=Plant GmbH/CN=Issuing 1", "-keyout", "issuing.key", "-out", "issuing.csr"]);
-    succeeds(path, &["x509", "-req", "-in", "issuing.csr", "-CA", "root.pem", "-CAkey", "root.key", "-CAcreateserial", "-days", "800", "-extfile", "ca.ext", "-out", "issuing.pem"]);
+    succeeds(
+        path,
+        &[
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/C=DE/O=Plant GmbH/CN=Issuing 1",
+            "-keyout",
+            "issuing.key",
+            "-out",
+            "issuing.csr",
+        ],
+    );
+    succeeds(
+        path,
+        &[
+            "x509",
+            "-req",
+            "-in",
+            "issuing.csr",
+            "-CA",
+            "root.pem",
+            "-CAkey",
+            "root.key",
+            "-CAcreateserial",
+            "-days",
+            "800",
+            "-extfile",
+            "ca.ext",
+            "-out",
+            "issuing.pem",
+        ],
+    );
     let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
     let bundle = read("issuing.pem") + &read("root.pem");
     let clock: SharedClock = SystemClock::shared();
-    let import = |name: &str, chain: &str, key: &str| Pki::import(PkiConfig::new(&path.join(name)), chain, key, clock.clone());
+    let import =
+        |name: &str, chain: &str, key: &str| Pki::import(PkiConfig::new(&path.join(name)), chain, key, clock.clone());
 
     let mut pki = import("good", &bundle, &read("issuing.key")).unwrap();
     let issued = pki.issue_client(&device("pump-1")).unwrap();
     std::fs::write(path.join("pump.pem"), &issued.chain_pem).unwrap();
-    succeeds(path, &["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "root.pem", "-untrusted", "pump.pem", "pump.pem"]);
+    succeeds(
+        path,
+        &[
+            "verify",
+            "-x509_strict",
+            "-purpose",
+            "sslclient",
+            "-CAfile",
+            "root.pem",
+            "-untrusted",
+            "pump.pem",
+            "pump.pem",
+        ],
+    );
     assert_eq!(pki.verify(&chain(&issued.chain_pem)).unwrap().subject, device("pump-1"));
     pki.revoke(&issued.entry.serial, Reason::Unspecified).unwrap();
-    let checked = ["verify", "-crl_check", "-CRLfile", "good/crl.pem", "-CAfile", "root.pem", "-untrusted", "pump.pem", "pump.pem"];
+    let checked = [
+        "verify",
+        "-crl_check",
+        "-CRLfile",
+        "good/crl.pem",
+        "-CAfile",
+        "root.pem",
+        "-untrusted",
+        "pump.pem",
+        "pump.pem",
+    ];
     assert!(refused(path, &checked).contains("certificate revoked"));
     assert_eq!(pki.verify(&chain(&issued.chain_pem)), Err(VerifyError::Revoked));
     let long = pki.authority().validity().not_after;
@@ -169,7 +272,10 @@ fn an_authority_that_the_plant_brings_along_signs_and_a_wrong_one_is_refused_wit
 
     let reason = |result: Result<Pki, PkiError>| result.unwrap_err().to_string();
     assert!(reason(import("x1", &bundle, &read("root.key"))).contains("key does not belong"));
-    assert!(reason(import("x2", &(read("root.pem") + &read("issuing.pem")), &read("root.key"))).contains("not signed by the next one"));
+    assert!(
+        reason(import("x2", &(read("root.pem") + &read("issuing.pem")), &read("root.key")))
+            .contains("not signed by the next one")
+    );
     assert!(reason(import("x3", &issued.chain_pem, &read("issuing.key"))).contains("do not say CA"));
     assert!(reason(import("x4", "nothing", &read("root.key"))).contains("CERTIFICATE block"));
     assert!(matches!(import("good", &bundle, &read("issuing.key")), Err(PkiError::Exists(_))));
@@ -213,7 +319,13 @@ fn openssl_s_client_and_a_rustls_server_meet_with_our_certificates_before_and_af
     };
     let connect = |with_certificate: bool| {
         let mut command = Command::new("openssl");
-        command.current_dir(&path).args(["s_client", "-quiet", "-verify_return_error", "-verify_hostname", "localhost"]);
+        command.current_dir(&path).args([
+            "s_client",
+            "-quiet",
+            "-verify_return_error",
+            "-verify_hostname",
+            "localhost",
+        ]);
         command.args(["-CAfile", "ca/ca.pem", "-connect", &address]);
         if with_certificate {
             command.args(["-cert", "pump.pem", "-key", "pump.key"]);
@@ -231,7 +343,10 @@ fn openssl_s_client_and_a_rustls_server_meet_with_our_certificates_before_and_af
         if !swapped {
             plant.clock.advance(YEAR.mul_f64(0.71));
             let events = keeper.tick();
-            assert!(events.iter().any(|event| matches!(event, KeeperEvent::Renewed { slot, .. } if slot == "mqtt")), "{events:?}");
+            assert!(
+                events.iter().any(|event| matches!(event, KeeperEvent::Renewed { slot, .. } if slot == "mqtt")),
+                "{events:?}"
+            );
             assert_ne!(watches.servers["mqtt"].borrow().serial, first);
             // openssl lives in the real present, where the certificate of the future is not valid: step back.
             plant.clock.step_wall(-(YEAR.mul_f64(0.71).as_millis() as i64));
@@ -287,7 +402,10 @@ fn a_clock_in_1970_or_far_in_the_future_neither_expires_nor_renews() {
     plant.clock.step_wall(now + 73 * 365 * 86_400_000);
     for _ in 0..10 {
         let events = keeper.tick();
-        assert!(!events.iter().any(|event| matches!(event, KeeperEvent::Renewed { .. } | KeeperEvent::Alarm { .. })), "{events:?}");
+        assert!(
+            !events.iter().any(|event| matches!(event, KeeperEvent::Renewed { .. } | KeeperEvent::Alarm { .. })),
+            "{events:?}"
+        );
         plant.clock.advance(Duration::from_secs(60));
     }
     assert_eq!(watches.servers["mqtt"].borrow().serial, serial);

@@ -200,8 +200,13 @@ impl Shared {
         }
         let mut answer = match (request.method.as_str(), request.act()) {
             ("GET", "cacerts") => Answer::pkcs7(STANDARD.encode(self.authority.authorities())),
-            ("POST", "simpleenroll") if !mutual && self.options.credentials.is_some()
-                && request.credentials() != self.options.credentials => Answer::text(401, "wrong token"),
+            ("POST", "simpleenroll")
+                if !mutual
+                    && self.options.credentials.is_some()
+                    && request.credentials() != self.options.credentials =>
+            {
+                Answer::text(401, "wrong token")
+            }
             ("POST", "simplereenroll") if !mutual => Answer::text(403, "show your certificate"),
             ("POST", "simpleenroll" | "simplereenroll") => self.grant(request, fault),
             _ => Answer::text(404, "not here"),

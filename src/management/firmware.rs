@@ -51,9 +51,9 @@ pub use artifact::{Incoming, sha256_of_file};
 pub use boot::{Boot, BootError, BootRecord, Decision, Outcome, Slot, Trial, decide};
 pub use chunks::{Ack, AckState, ChunkBus, ChunkTransfer};
 pub use device::{DeviceInfo, DeviceRun, DeviceTarget, DeviceTransfer, TransferError};
-pub use fetch::{Fetch, FetchError, FileFetch, Piece};
 #[cfg(feature = "download")]
 pub use fetch::HttpFetch;
+pub use fetch::{Fetch, FetchError, FileFetch, Piece};
 pub use file_record::{FileRecordProfile, FileRecordTransfer, PduLink};
 pub use gateway::GatewayTarget;
 pub use health::{HealthGate, HealthReport, HealthVerdict};

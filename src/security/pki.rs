@@ -47,7 +47,9 @@ pub use alarm::{Alarm, AlarmChange, AlarmTracker, alarm};
 pub use authority::Authority;
 pub use book::{Book, Revocation, Status};
 pub use error::PkiError;
-pub use inventory::{Changes, Entry, Event, FileInventory, Inventory, InventoryError, MemoryInventory, Purpose, Reason, Serial};
+pub use inventory::{
+    Changes, Entry, Event, FileInventory, Inventory, InventoryError, MemoryInventory, Purpose, Reason, Serial,
+};
 pub use issue::{Issued, Pki, PkiConfig};
 pub use keeper::{Keeper, KeeperEvent, Trust, Watches};
 

@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use fieldgate::management::firmware::{Manifest, Offer, Policy, SigningKey, Source, TrustedKeys, Version, sha256_of_file};
+use fieldgate::management::firmware::{
+    Manifest, Offer, Policy, SigningKey, Source, TrustedKeys, Version, sha256_of_file,
+};
 use fieldgate::platform::durable::{Disk, Observer, Step};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -42,7 +44,13 @@ impl Builder {
 
     pub fn manifest(&self, target: &str, version: &str, artifact: &Path) -> Manifest {
         let (size, sha256) = sha256_of_file(artifact).unwrap();
-        Manifest { target: target.to_owned(), version: Version::parse(version).unwrap(), size, sha256, min_version: None }
+        Manifest {
+            target: target.to_owned(),
+            version: Version::parse(version).unwrap(),
+            size,
+            sha256,
+            min_version: None,
+        }
     }
 
     pub fn offer(&self, id: &str, manifest: &Manifest, source: Source) -> Offer {
@@ -147,7 +155,9 @@ impl Observer for Mortal {
         state.seen += 1;
         match step {
             Step::CreateDirectory(_) => {}
-            Step::Create(path) | Step::Link(path) | Step::Remove(path) => state.names.push((path.to_owned(), named(path))),
+            Step::Create(path) | Step::Link(path) | Step::Remove(path) => {
+                state.names.push((path.to_owned(), named(path)))
+            }
             Step::Write(path) => {
                 let length = std::fs::metadata(path).map_or(0, |meta| meta.len());
                 state.synced.entry(path.to_owned()).or_insert(length);
@@ -210,7 +220,8 @@ pub async fn web(body: Vec<u8>, script: Vec<Web>) -> (String, Arc<Mutex<Vec<usiz
                 _ if range.is_some() => (206, &body[offset..]),
                 _ => (200, &body[..]),
             };
-            let mut answer = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\ncontent-length: {}\r\n", part.len());
+            let mut answer =
+                format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\ncontent-length: {}\r\n", part.len());
             if status == 206 {
                 answer.push_str(&format!("content-range: bytes {offset}-{}/{}\r\n", body.len() - 1, body.len()));
             }

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -27,10 +27,12 @@ pub(super) struct Authority {
 
 impl Authority {
     pub fn new() -> Result<Self, Failure> {
-        let (root_params, root_key) = (authority("Enrolment root", BasicConstraints::Unconstrained)?, KeyPair::generate()?);
+        let (root_params, root_key) =
+            (authority("Enrolment root", BasicConstraints::Unconstrained)?, KeyPair::generate()?);
         let root = root_params.self_signed(&root_key)?;
         let root_issuer = Issuer::new(root_params, root_key);
-        let (mut params, key) = (authority("Enrolment issuing", BasicConstraints::Constrained(0))?, KeyPair::generate()?);
+        let (mut params, key) =
+            (authority("Enrolment issuing", BasicConstraints::Constrained(0))?, KeyPair::generate()?);
         params.use_authority_key_identifier_extension = true;
         let issuing = params.signed_by(&key, &root_issuer)?;
         let issuer = Issuer::new(params, key);
@@ -51,7 +53,8 @@ impl Authority {
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.root.clone())?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).allow_unauthenticated();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).allow_unauthenticated();
         let chain = vec![self.server.0.clone(), self.issuing.clone()];
         let key = PrivatePkcs8KeyDer::from(self.server.1.clone());
         let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
@@ -64,7 +67,13 @@ impl Authority {
     }
 
     /// The answer to a request, spoilt if asked.
-    pub fn grant(&self, der: &[u8], life: Duration, ahead: Duration, fault: Option<&Fault>) -> Result<Vec<u8>, Failure> {
+    pub fn grant(
+        &self,
+        der: &[u8],
+        life: Duration,
+        ahead: Duration,
+        fault: Option<&Fault>,
+    ) -> Result<Vec<u8>, Failure> {
         let mut request = CertificateSigningRequestParams::from_der(&der.into())?;
         (request.params.not_before, request.params.not_after) = window(life, ahead)?;
         request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -90,6 +99,7 @@ fn authority(name: &str, constraints: BasicConstraints) -> Result<CertificatePar
     Ok(params)
 }
 
+#[allow(clippy::disallowed_methods, reason = "certificates of a simulator are valid now; there is no clock to inject")]
 fn window(life: Duration, ahead: Duration) -> Result<(OffsetDateTime, OffsetDateTime), Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)? + ahead;
     let start = OffsetDateTime::from_unix_timestamp(i64::try_from(now.as_secs())? - 60)?;

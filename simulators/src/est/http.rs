@@ -70,7 +70,8 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Re
     let mut lines = text.split("\r\n");
     let mut first = lines.next().unwrap_or_default().split(' ');
     let (method, path) = (first.next().unwrap_or_default().to_owned(), first.next().unwrap_or_default().to_owned());
-    let headers = lines.filter_map(|line| line.split_once(':')).map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
+    let headers =
+        lines.filter_map(|line| line.split_once(':')).map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
     let mut request = Request { method, path, headers: headers.collect(), body: String::new() };
     let length: usize = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut body = bytes.split_off(head + 4);
@@ -94,8 +95,11 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), answer: &Answe
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(answer.body.as_bytes()).await?;
-    while endless {
-        stream.write_all(&[b'A'; 16 * 1024]).await?;
+    if endless {
+        // Ends with an error when the client has had enough.
+        loop {
+            stream.write_all(&[b'A'; 16 * 1024]).await?;
+        }
     }
     stream.flush().await?;
     stream.shutdown().await

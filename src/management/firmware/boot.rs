@@ -299,7 +299,13 @@ impl Boot {
     ///
     /// # Errors
     /// When that cannot be written; the old binary then stays.
-    pub fn begin_trial(&self, slot: Slot, job: &str, manifest: &Manifest, devices: Vec<String>) -> Result<(), BootError> {
+    pub fn begin_trial(
+        &self,
+        slot: Slot,
+        job: &str,
+        manifest: &Manifest,
+        devices: Vec<String>,
+    ) -> Result<(), BootError> {
         let record = self.record();
         let trial = Trial {
             slot,

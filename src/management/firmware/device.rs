@@ -175,7 +175,9 @@ impl<T: DeviceTransfer> Target for DeviceTarget<T> {
         let info = self.transfer.info().await.map_err(failed)?;
         let is_new = Version::parse(&job.version).is_ok_and(|version| version == info.version);
         let verdict = match &info.run {
-            DeviceRun::Failed(reason) if !is_new => rolled_back("device-failed", format!("the device reports {reason}")),
+            DeviceRun::Failed(reason) if !is_new => {
+                rolled_back("device-failed", format!("the device reports {reason}"))
+            }
             DeviceRun::Idle | DeviceRun::Verified if is_new && !self.taken_back => Proof::Healthy,
             _ if !over => Proof::Waiting(format!("the device runs {}", info.version)),
             _ if is_new => {

@@ -136,7 +136,9 @@ mod http {
             let begins = match response.status() {
                 StatusCode::OK => 0,
                 StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(offset) => offset,
-                StatusCode::PARTIAL_CONTENT => return Err(FetchError::permanent(url, "it answered with another range")),
+                StatusCode::PARTIAL_CONTENT => {
+                    return Err(FetchError::permanent(url, "it answered with another range"));
+                }
                 status if status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429) => {
                     return Err(FetchError::Transient { url: url.to_owned(), reason: format!("HTTP {status}") });
                 }

@@ -59,7 +59,8 @@ impl HealthGate {
         if !report.published {
             return Some("nothing was published yet".to_owned());
         }
-        let unseen: Vec<&str> = self.devices.iter().map(String::as_str).filter(|id| !report.polled.contains(*id)).collect();
+        let unseen: Vec<&str> =
+            self.devices.iter().map(String::as_str).filter(|id| !report.polled.contains(*id)).collect();
         let first = unseen.first()?;
         Some(match unseen.len() {
             1 => format!("device {first} was not polled yet"),

@@ -152,7 +152,8 @@ mod tests {
         let key = SigningKey::generate().unwrap();
         let again = SigningKey::from_pem(&key.expose_pem()).unwrap();
         assert_eq!(key.public_pem(), again.public_pem());
-        let trusted = TrustedKeys::from_pem(&(SigningKey::generate().unwrap().public_pem() + &key.public_pem())).unwrap();
+        let trusted =
+            TrustedKeys::from_pem(&(SigningKey::generate().unwrap().public_pem() + &key.public_pem())).unwrap();
         assert_eq!(trusted.ids()[1], key.id());
         assert_eq!(trusted.verify(b"text", &key.sign(b"text")), Some(key.id()));
         assert_eq!(trusted.verify(b"other", &key.sign(b"text")), None);

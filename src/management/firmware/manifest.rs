@@ -85,7 +85,8 @@ impl SignedManifest {
             return Err(malformed("its lines are not in the one form that is signed"));
         }
         let decode = |line: &str| {
-            let encoded = line.strip_prefix("signature: ").ok_or_else(|| malformed("something follows the signatures"))?;
+            let encoded =
+                line.strip_prefix("signature: ").ok_or_else(|| malformed("something follows the signatures"))?;
             STANDARD.decode(encoded).map_err(|_| malformed("a signature is no base64"))
         };
         let signatures: Vec<Vec<u8>> = signatures.lines().map(decode).collect::<Result<_, _>>()?;
@@ -163,7 +164,8 @@ mod tests {
     fn a_signed_manifest_is_believed_and_others_are_refused_with_their_own_codes() {
         let (ours, theirs) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let trusted = TrustedKeys::from_pem(&ours.public_pem()).unwrap();
-        let code = |text: &str| SignedManifest::parse(text).and_then(|m| m.verify(&trusted).map(|_| ())).map_err(|r| r.code());
+        let code =
+            |text: &str| SignedManifest::parse(text).and_then(|m| m.verify(&trusted).map(|_| ())).map_err(|r| r.code());
         let good = manifest().sign(&ours);
         assert_eq!(code(&good), Ok(()));
         assert_eq!(code(&manifest().to_text()), Err("unsigned"));

@@ -159,7 +159,13 @@ impl<T: Target, F: Fetch, J: Journal> Updater<T, F, J> {
     ///
     /// # Errors
     /// When the journal cannot be read.
-    pub fn new(config: UpdaterConfig, target: T, fetch: F, journal: J, clock: SharedClock) -> Result<Self, JournalError> {
+    pub fn new(
+        config: UpdaterConfig,
+        target: T,
+        fetch: F,
+        journal: J,
+        clock: SharedClock,
+    ) -> Result<Self, JournalError> {
         let job = journal.load(&config.target)?;
         sweep(&config, job.as_ref());
         Ok(Self { config, target, fetch, journal, clock, job, incoming: None, fetching: false, resumable: true })
@@ -272,7 +278,10 @@ impl<T: Target, F: Fetch, J: Journal> Updater<T, F, J> {
     }
 
     fn expect(&self, id: &str) -> Result<&Job, FirmwareError> {
-        self.job.as_ref().filter(|job| job.offer.id == id).ok_or_else(|| FirmwareError::NoJob(self.config.target.clone()))
+        self.job
+            .as_ref()
+            .filter(|job| job.offer.id == id)
+            .ok_or_else(|| FirmwareError::NoJob(self.config.target.clone()))
     }
 
     /// Does the next thing. Returns how long there is nothing more to do, `None` until somebody asks for something.
@@ -311,7 +320,9 @@ impl<T: Target, F: Fetch, J: Journal> Updater<T, F, J> {
             self.incoming = None;
             let durable = open(&mut self.incoming, &self.config, &job)?.received();
             match self.fetch.open(url, durable).await {
-                Ok(begins) if begins == durable => (self.fetching, self.resumable) = (true, begins > 0 || self.resumable),
+                Ok(begins) if begins == durable => {
+                    (self.fetching, self.resumable) = (true, begins > 0 || self.resumable)
+                }
                 Ok(_) => {
                     // The source cannot resume: begin again, and do not call it progress when it breaks each time.
                     (self.fetching, self.resumable) = (true, false);
@@ -534,9 +545,7 @@ fn sweep(config: &UpdaterConfig, job: Option<&Job>) {
 fn open<'a>(incoming: &'a mut Option<Incoming>, config: &UpdaterConfig, job: &Job) -> io::Result<&'a mut Incoming> {
     let opened = match incoming.take() {
         Some(opened) => opened,
-        None => {
-            Incoming::open(&incoming_directory(config), &job.sha256, job.size, job.received, &config.disk)?
-        }
+        None => Incoming::open(&incoming_directory(config), &job.sha256, job.size, job.received, &config.disk)?,
     };
     Ok(incoming.insert(opened))
 }

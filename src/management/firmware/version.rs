@@ -107,7 +107,19 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_as_people_expect() {
-        let rising = ["0.9", "1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta.2", "1.0.0-beta.11", "1.0.0-rc.1", "v1.0", "1.0.1", "1.9", "1.10.0"];
+        let rising = [
+            "0.9",
+            "1.0.0-alpha",
+            "1.0.0-alpha.1",
+            "1.0.0-alpha.beta",
+            "1.0.0-beta.2",
+            "1.0.0-beta.11",
+            "1.0.0-rc.1",
+            "v1.0",
+            "1.0.1",
+            "1.9",
+            "1.10.0",
+        ];
         for pair in rising.windows(2) {
             let (low, high) = (Version::parse(pair[0]).unwrap(), Version::parse(pair[1]).unwrap());
             assert!(low < high, "{low} < {high}");

@@ -22,7 +22,8 @@ impl Window {
     /// # Errors
     /// Says what a window looks like.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no maintenance window; write it as 02:00-04:30 or sat,sun 22:00-03:00 (UTC)");
+        let wrong =
+            || format!("{text:?} is no maintenance window; write it as 02:00-04:30 or sat,sun 22:00-03:00 (UTC)");
         let (days, times) = match text.trim().split_once(' ') {
             Some((days, times)) => (parse_days(days).ok_or_else(wrong)?, times.trim()),
             None => ([true; 7], text.trim()),

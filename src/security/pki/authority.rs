@@ -32,7 +32,10 @@ pub struct Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("subject", &self.subject).field("validity", &self.validity).finish_non_exhaustive()
+        f.debug_struct("Authority")
+            .field("subject", &self.subject)
+            .field("validity", &self.validity)
+            .finish_non_exhaustive()
     }
 }
 
@@ -56,7 +59,8 @@ impl Authority {
         params.distinguished_name = common_name(name);
         params.serial_number = Some(SerialNumber::from_slice(Serial::random().as_bytes()));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let (start, life) = match now.firm {
             true => (now.seconds - BACKDATED, LIFE),
             false => (EARLIEST, LIFE + UNSET_CLOCK_RESERVE),
@@ -123,6 +127,16 @@ impl Authority {
         &self.chain[0]
     }
 
+    /// The chain as PEM.
+    pub fn chain_pem(&self) -> String {
+        pem::encode_chain(&self.chain)
+    }
+
+    /// SHA-256 of the authority's certificate, lowercase hex: what people compare over the telephone.
+    pub fn fingerprint(&self) -> String {
+        super::request::key_fingerprint(self.certificate())
+    }
+
     /// From when to when the authority may sign.
     pub const fn validity(&self) -> Validity {
         self.validity
@@ -185,11 +199,18 @@ fn check(chain: &[CertificateDer<'static>], key: &KeyPair) -> Result<(Validity, 
     if !certificate.is_ca() {
         return refuse("its basic constraints do not say CA");
     }
-    if certificate.key_usage().ok().flatten().is_some_and(|usage| !usage.value.key_cert_sign() || !usage.value.crl_sign()) {
+    if certificate
+        .key_usage()
+        .ok()
+        .flatten()
+        .is_some_and(|usage| !usage.value.key_cert_sign() || !usage.value.crl_sign())
+    {
         return refuse("its key usage lacks keyCertSign or cRLSign");
     }
     if certificate.public_key().raw != key.subject_public_key_info() {
-        return refuse("the key does not belong to it; the first certificate of the chain must be the authority itself");
+        return refuse(
+            "the key does not belong to it; the first certificate of the chain must be the authority itself",
+        );
     }
     for pair in chain.windows(2) {
         let (below, above) = (parse(&pair[0])?, parse(&pair[1])?);

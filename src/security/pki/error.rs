@@ -9,10 +9,14 @@ use super::inventory::InventoryError;
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// There is no authority yet.
-    #[error("no certificate authority in {0}; make one with `fieldgate certs ca --create` or bring one along with `--import`")]
+    #[error(
+        "no certificate authority in {0}; make one with `fieldgate certs ca --create` or bring one along with `--import`"
+    )]
     Missing(PathBuf),
     /// There is one already, and it is never overwritten.
-    #[error("{0} already holds a certificate authority; move it away first if every certificate it issued shall become worthless")]
+    #[error(
+        "{0} already holds a certificate authority; move it away first if every certificate it issued shall become worthless"
+    )]
     Exists(PathBuf),
     /// The file system refused.
     #[error("cannot {act} {path}: {source}")]

@@ -22,5 +22,5 @@ mod schedule;
 
 pub use client::{EstClient, EstError, Granted};
 pub use cms::{CmsError, certificates};
-pub use keeper::{EstConfig, EstEvent, EstKeeper};
+pub use keeper::{EstConfig, EstEvent, EstKeeper, OwnIdentity};
 pub use schedule::{Failure, Next, Schedule};

@@ -52,7 +52,8 @@ impl Serial {
             return Err(bad());
         }
         let even = if digits.len().is_multiple_of(2) { digits } else { format!("0{digits}") };
-        let bytes: Result<Vec<u8>, _> = (0..even.len()).step_by(2).map(|i| u8::from_str_radix(&even[i..i + 2], 16)).collect();
+        let bytes: Result<Vec<u8>, _> =
+            (0..even.len()).step_by(2).map(|i| u8::from_str_radix(&even[i..i + 2], 16)).collect();
         let serial = Self::from_bytes(&bytes.map_err(|_| bad())?);
         if serial.0.is_empty() { Err(bad()) } else { Ok(serial) }
     }

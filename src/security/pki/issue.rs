@@ -197,7 +197,12 @@ impl Pki {
         })
     }
 
-    fn issue_server_locked(&mut self, slot: &str, names: &ServerNames, replaces: Option<Serial>) -> Result<ServerIdentity, PkiError> {
+    fn issue_server_locked(
+        &mut self,
+        slot: &str,
+        names: &ServerNames,
+        replaces: Option<Serial>,
+    ) -> Result<ServerIdentity, PkiError> {
         let key = KeyPair::generate().map_err(PkiError::sign("a server certificate"))?;
         let order = Order {
             purpose: Purpose::Server,
@@ -271,7 +276,12 @@ impl Pki {
         self.book.entries().filter(of_subject).filter(standing).max_by_key(|entry| entry.validity.not_before)
     }
 
-    fn client_order(&self, subject: &ClientSubject, made_key: bool, replaces: Option<Serial>) -> Result<Order, PkiError> {
+    fn client_order(
+        &self,
+        subject: &ClientSubject,
+        made_key: bool,
+        replaces: Option<Serial>,
+    ) -> Result<Order, PkiError> {
         if !self.now().firm {
             return Err(PkiError::ClockNotSet);
         }

@@ -106,7 +106,11 @@ impl Keeper {
     ///
     /// # Errors
     /// When a missing certificate or the revocation list cannot be made.
-    pub fn new(mut pki: Pki, listeners: BTreeMap<String, ServerNames>, clock: SharedClock) -> Result<(Self, Watches), PkiError> {
+    pub fn new(
+        mut pki: Pki,
+        listeners: BTreeMap<String, ServerNames>,
+        clock: SharedClock,
+    ) -> Result<(Self, Watches), PkiError> {
         let mut servers = BTreeMap::new();
         let mut receivers = BTreeMap::new();
         for (slot, names) in listeners {
@@ -300,8 +304,12 @@ fn log(event: &KeeperEvent) {
             Alarm::None => tracing::info!(subject, "certificate is fresh again"),
             Alarm::Half => tracing::info!(subject, "half of the certificate's life is over"),
             Alarm::Fifth => tracing::warn!(subject, "a fifth of the certificate's life is left"),
-            Alarm::Twentieth => tracing::error!(subject, "the certificate ends soon: renew it with `fieldgate certs renew`"),
-            Alarm::Expired => tracing::error!(subject, "the certificate has expired: issue a new one with `fieldgate certs issue`"),
+            Alarm::Twentieth => {
+                tracing::error!(subject, "the certificate ends soon: renew it with `fieldgate certs renew`")
+            }
+            Alarm::Expired => {
+                tracing::error!(subject, "the certificate has expired: issue a new one with `fieldgate certs issue`")
+            }
         },
     }
 }

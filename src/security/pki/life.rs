@@ -184,7 +184,10 @@ mod tests {
         assert!(!guard.settled(stamp(NOW + 900 * DAY, 20, ClockTrust::Holdover)), "2099 for all we know");
         assert!(!guard.settled(stamp(NOW + 900 * DAY + 60, 80, ClockTrust::Holdover)));
         assert!(guard.settled(stamp(NOW + 900 * DAY + 70, 90, ClockTrust::Synchronised)));
-        assert!(guard.settled(stamp(NOW + 900 * DAY + 1_000, 20 + 901, ClockTrust::Holdover)), "it stayed for 15 minutes");
+        assert!(
+            guard.settled(stamp(NOW + 900 * DAY + 1_000, 20 + 901, ClockTrust::Holdover)),
+            "it stayed for 15 minutes"
+        );
     }
 
     #[test]

@@ -71,7 +71,9 @@ pub(super) fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>, PkiError>
             "private key",
             "it is not PKCS#8; convert it with `openssl pkcs8 -topk8 -nocrypt -in old.key -out new.key`",
         )),
-        Err(error) => Err(PkiError::invalid("private key", format!("{error}; an encrypted key must be decrypted first"))),
+        Err(error) => {
+            Err(PkiError::invalid("private key", format!("{error}; an encrypted key must be decrypted first")))
+        }
     }
 }
 

@@ -32,7 +32,10 @@ pub struct ServerIdentity {
 
 impl fmt::Debug for ServerIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerIdentity").field("serial", &self.serial).field("validity", &self.validity).finish_non_exhaustive()
+        f.debug_struct("ServerIdentity")
+            .field("serial", &self.serial)
+            .field("validity", &self.validity)
+            .finish_non_exhaustive()
     }
 }
 
@@ -92,7 +95,9 @@ impl SwappedCertificate {
         if current.0 != identity.serial {
             match identity.certified_key() {
                 Ok(key) => *current = (identity.serial.clone(), Arc::new(key)),
-                Err(error) => tracing::error!(%error, serial = %identity.serial, "new server certificate is unusable; the old one stays"),
+                Err(error) => {
+                    tracing::error!(%error, serial = %identity.serial, "new server certificate is unusable; the old one stays")
+                }
             }
         }
         current.1.clone()

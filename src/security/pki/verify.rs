@@ -48,7 +48,9 @@ pub enum VerifyError {
     #[error("the certificate is not for clients")]
     WrongPurpose,
     /// It is good but names nobody.
-    #[error("the certificate names neither one device nor one user (URI urn:fieldgate:device:… or urn:fieldgate:user:…)")]
+    #[error(
+        "the certificate names neither one device nor one user (URI urn:fieldgate:device:… or urn:fieldgate:user:…)"
+    )]
     NoIdentity,
     /// The trust itself is unusable.
     #[error("the trust anchors or the revocation list cannot be used: {0}")]

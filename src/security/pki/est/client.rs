@@ -204,7 +204,11 @@ impl EstClient {
             StatusCode::OK => Ok(cms::certificates(&body?)?),
             StatusCode::ACCEPTED => Err(EstError::Pending(retry_after.unwrap_or(DEFAULT_RETRY))),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(EstError::Refused(status.as_u16())),
-            _ => Err(EstError::Status { status: status.as_u16(), retry_after, text: first_words(&body.unwrap_or_default()) }),
+            _ => Err(EstError::Status {
+                status: status.as_u16(),
+                retry_after,
+                text: first_words(&body.unwrap_or_default()),
+            }),
         }
     }
 }

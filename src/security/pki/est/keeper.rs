@@ -41,7 +41,11 @@ pub struct EstConfig {
 impl std::fmt::Debug for EstConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let user = self.token.as_ref().map(|(user, _)| user);
-        f.debug_struct("EstConfig").field("url", &self.url).field("user", &user).field("token", &"…").finish_non_exhaustive()
+        f.debug_struct("EstConfig")
+            .field("url", &self.url)
+            .field("user", &user)
+            .field("token", &"…")
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,6 +74,9 @@ pub enum EstEvent {
     Alarm(AlarmChange),
 }
 
+/// The identity in use; `None` until the first is granted.
+pub type OwnIdentity = watch::Receiver<Option<Arc<ServerIdentity>>>;
+
 /// The task that enrols and renews.
 pub struct EstKeeper {
     config: EstConfig,
@@ -93,11 +100,7 @@ impl EstKeeper {
     ///
     /// # Errors
     /// When the anchors or the files cannot be read.
-    pub fn new(
-        config: EstConfig,
-        time: BelievedTime,
-        clock: SharedClock,
-    ) -> Result<(Self, watch::Receiver<Option<Arc<ServerIdentity>>>), PkiError> {
+    pub fn new(config: EstConfig, time: BelievedTime, clock: SharedClock) -> Result<(Self, OwnIdentity), PkiError> {
         let anchors = pem::certificates(&config.anchors_pem)?;
         let directory = &config.directory;
         config.disk.create_directory(directory, Access::Private).map_err(PkiError::io("create", directory))?;

@@ -41,17 +41,11 @@ pub enum Next {
 }
 
 /// The schedule of one identity.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Schedule {
     failures: u32,
     not_before_ns: u64,
     authorities_ns: Option<u64>,
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self { failures: 0, not_before_ns: 0, authorities_ns: None }
-    }
 }
 
 impl Schedule {
@@ -97,7 +91,9 @@ impl Schedule {
         let jittered = bound.mul_f64(dice.clamp(0.0, 1.0)).max(Duration::from_millis(200));
         let pause = match failure {
             // Not a failure: the next request comes when the server wants it, and a little later.
-            Failure::Pending(after) => return self.wait(after.min(LONGEST_RETRY_AFTER) + jittered.min(FIRST_PAUSE), now),
+            Failure::Pending(after) => {
+                return self.wait(after.min(LONGEST_RETRY_AFTER) + jittered.min(FIRST_PAUSE), now);
+            }
             Failure::Transient(after) => jittered.max(after.unwrap_or_default().min(LONGEST_RETRY_AFTER)),
             Failure::Refused => jittered.max(LONGEST_PAUSE / 4),
         };
@@ -149,7 +145,10 @@ mod tests {
             let pause = schedule.failed(Failure::Pending(Duration::from_secs(30)), at(0), 0.9);
             assert!((30..=35).contains(&pause.as_secs()), "{pause:?}");
         }
-        assert!(schedule.failed(Failure::Pending(Duration::from_secs(u64::MAX / 4)), at(0), 0.5) < Duration::from_secs(90_000));
+        assert!(
+            schedule.failed(Failure::Pending(Duration::from_secs(u64::MAX / 4)), at(0), 0.5)
+                < Duration::from_secs(90_000)
+        );
     }
 
     proptest! {
