@@ -4,9 +4,12 @@
 //! command line was not understood. Tables go to standard output, everything else to standard error. Commands that only
 //! look never change anything and never disturb a running gateway.
 
+mod certs;
 mod configuration;
 #[cfg(feature = "demo")]
 mod demo;
+#[allow(dead_code, reason = "its requests reach the gateway over the admin socket, which app connects")]
+mod firmware;
 mod live;
 mod store;
 mod table;
@@ -82,6 +85,11 @@ enum Command {
         #[command(subcommand)]
         command: store::StoreCommand,
     },
+    /// The plant's certificate authority and what it issued.
+    Certs {
+        #[command(subcommand)]
+        command: certs::CertsCommand,
+    },
     /// Make the password hash for a user of the embedded broker; reads the password from standard input.
     HashPassword,
     /// Print the version and what was built in.
@@ -130,6 +138,9 @@ impl Cli {
             Command::Check => configuration::check(&config),
             Command::Explain { device } => configuration::explain(&config, device.as_deref()),
             Command::Init { directory, id, link } => configuration::init(&directory, &starter::Options { id, link }),
+            Command::Certs { command } => {
+                certs::execute(&data_dir(&config)?, &crate::platform::process::host_id(), command)
+            }
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),

@@ -4,5 +4,6 @@
 //! test. It imports nothing of ours but the words of [`crate::model`].
 
 pub mod clock;
+pub mod durable;
 pub mod notify;
 pub mod process;

@@ -14,6 +14,7 @@ mod client_tls;
 mod files;
 mod password;
 mod peer;
+pub mod pki;
 mod secret;
 mod server_tls;
 mod watch;

@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("contract", &["model"]),
     ("platform", &["model"]),
     ("telemetry", &["model", "platform"]),
-    ("security", &["platform", "telemetry"]),
+    ("security", &["model", "platform", "telemetry"]),
     ("pipeline", &["model"]),
     // The contract only for the encoding of gap records.
     ("store", &["model", "platform", "telemetry", "contract"]),

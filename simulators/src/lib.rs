@@ -17,7 +17,10 @@ pub mod clock;
 pub mod demo;
 pub mod device;
 mod error;
+#[cfg(feature = "est")]
+pub mod est;
 pub mod faults;
+pub mod firmware_target;
 pub mod modbus;
 pub mod physics;
 mod plant;
