@@ -29,7 +29,10 @@ fn links_of_the_readme_lead_somewhere() {
             continue;
         }
         links += 1;
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(), "README links to {target}, which is not there");
+        assert!(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(),
+            "README links to {target}, which is not there"
+        );
     }
     assert!(links >= 5, "the README links to its documentation");
 }

@@ -260,7 +260,7 @@ fn the_gateway_starts_whatever_file_is_missing() {
         files(&data).iter().filter(|f| f.is_file()).map(|f| f.strip_prefix(&data).expect("below").to_owned()).collect();
     let intact = folder.path().join("intact");
     copy_dir(&data, &intact);
-    let collector = Collector::start(broker.port());
+    let _collector = Collector::start(broker.port());
     (setup.broker_port, setup.devices) = (broker.port(), 0);
     setup.write();
     for file in &all {

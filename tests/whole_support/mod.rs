@@ -194,6 +194,5 @@ pub fn journal(path: &Path) -> Vec<Read> {
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.expect("the clock is set").as_millis() as i64
+    fieldgate::platform::clock::Clock::wall_ms(&fieldgate::platform::clock::SystemClock::default())
 }
