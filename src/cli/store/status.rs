@@ -8,18 +8,22 @@ use crate::admin::{AdminError, Answer, Request};
 use crate::cli::CliError;
 use crate::cli::live::{ask, print_json};
 use crate::cli::table::Table;
-use crate::store::inspect::{self, LaneReport};
+use crate::store::inspect::{self, InspectError, LaneReport, Report};
 
 /// Prints the status; a stopped gateway's store is read from its files.
 pub fn status(data_dir: &Path, store: &Path, json: bool) -> Result<(), CliError> {
     match crate::cli::block_on(running(data_dir, json)) {
-        Err(CliError::Admin(AdminError::NotRunning(_))) => stopped(store, json),
+        Err(not_running @ CliError::Admin(AdminError::NotRunning(_))) => match inspect::status(store) {
+            Ok(report) => stopped(&report, json),
+            // Neither a gateway nor a log: the first is what the user needs to hear.
+            Err(InspectError::Missing(_)) => Err(not_running),
+            Err(error) => Err(CliError::Other(error.to_string())),
+        },
         outcome => outcome,
     }
 }
 
-fn stopped(store: &Path, json: bool) -> Result<(), CliError> {
-    let report = inspect::status(store).map_err(|e| CliError::Other(e.to_string()))?;
+fn stopped(report: &Report, json: bool) -> Result<(), CliError> {
     if json {
         return print_json(
             &json!({ "running": false, "lanes": report.lanes.iter().map(super::lane_json).collect::<Vec<_>>() }),
