@@ -56,7 +56,13 @@ class Plant:
             raise ValueError("it is not running")
         server, self.servers[index] = self.servers[index], None
         handlers = server.handlers
-        await server.shutdown()
+        for _ in range(10):
+            try:
+                await server.shutdown()
+                break
+            except KeyError:
+                # pymodbus stumbles over a connection that closes just now; by the next turn it has forgotten it.
+                await asyncio.sleep(0)
         for handler in handlers:
             handler.close()
 
