@@ -4,6 +4,15 @@
 //! command line was not understood. Tables go to standard output, everything else to standard error. Commands that only
 //! look never change anything and never disturb a running gateway.
 
+// `print!` of the standard library panics when the reader of a pipe has gone, as `fieldgate points | head` does. All
+// files below print with these.
+macro_rules! print {
+    ($($text:tt)*) => { $crate::cli::show(format_args!($($text)*)) };
+}
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::show(format_args!("{}\n", format_args!($($text)*))) };
+}
+
 mod certs;
 mod configuration;
 #[cfg(feature = "demo")]
@@ -14,6 +23,7 @@ mod live;
 mod store;
 mod table;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -150,6 +160,16 @@ impl Cli {
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args),
         }
+    }
+}
+
+/// Writes to standard output. Nobody may be left to read it, which is no failure of ours.
+fn show(text: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_fmt(text).and_then(|()| out.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("fieldgate: write to standard output: {error}");
     }
 }
 

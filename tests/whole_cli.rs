@@ -266,3 +266,34 @@ fn a_stop_takes_less_than_five_seconds_whatever_hangs() {
     site.wait_for_state("well", "online");
     stop(gateway);
 }
+
+#[test]
+fn a_reader_that_left_is_no_reason_to_panic() {
+    let site = Site::new("");
+    let points: String =
+        (0..2_000).map(|n| format!("[[points]]\nid = \"p{n}\"\ntable = \"holding\"\naddress = {}\n", 20 * n)).collect();
+    site.device("one", 1, EAGER, "max_gap = 0\n", &points);
+    for arguments in ["explain", "check", "version"] {
+        let mut command = Command::new("sh");
+        // More than fits into a pipe, to a reader that is gone.
+        let program = env!("CARGO_BIN_EXE_fieldgate");
+        command.arg("-c").arg(format!("'{program}' --config '{}' {arguments} | true", site.text()));
+        let output = command.output().expect("a shell");
+        assert!(!errors(&output).contains("panicked"), "{arguments}: {}", errors(&output));
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_and_nothing_is_left_behind() {
+    let site = Site::new("");
+    site.device("one", 1, EAGER, "", POINTS);
+    let taken = std::net::TcpListener::bind(("127.0.0.1", site.port())).expect("free until now");
+    let output = site.run(&["run"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains(&format!("127.0.0.1:{}", site.port())), "{}", errors(&output));
+    drop(taken);
+    // And the data directory that it began serves the next start. Ctrl-C ends it as SIGTERM does.
+    let mut gateway = site.start();
+    gateway.signal(Signal::INT);
+    assert!(gateway.wait(SOON).success());
+}

@@ -20,7 +20,7 @@ use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
 use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
-use crate::store::{AppendError, NewRecord, Store};
+use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
 
 /// Updates taken from the queue at once; their records go to the store together.
 const BURST: usize = 64;
@@ -165,15 +165,32 @@ impl Ingest {
         let mut records = Vec::with_capacity(batches.len());
         for batch in batches {
             self.stats.kept.fetch_add(batch.samples.len() as u64, Ordering::Relaxed);
-            records.push(telemetry_record(&batch));
-            self.latest.batch(&Arc::new(batch));
+            let batch = Arc::new(batch);
+            telemetry_records(&batch, &mut records);
+            self.latest.batch(&batch);
         }
         match self.store.append(records).await {
             Ok(_) => Ok(()),
             Err(error @ AppendError::Closed) => Err(format!("append telemetry: {error}")),
-            // The store counts what it refuses and says so as a gap.
-            Err(_) => Ok(()),
+            Err(error @ AppendError::TooLarge { .. }) => {
+                tracing::error!(%error, "telemetry was lost");
+                Ok(())
+            }
+            // The store counts what a failing disk costs and says so as a gap.
+            Err(AppendError::Disk(_) | AppendError::Lost(_)) => Ok(()),
         }
+    }
+}
+
+/// One record, or several when the log does not take so large a one: texts of 250 octets in batches of 1,000.
+fn telemetry_records(batch: &Batch, out: &mut Vec<NewRecord>) {
+    let record = telemetry_record(batch);
+    if record.payload.len() <= MAX_PAYLOAD || batch.samples.len() < 2 {
+        return out.push(record);
+    }
+    let (first, second) = batch.samples.split_at(batch.samples.len() / 2);
+    for half in [first, second] {
+        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, out);
     }
 }
 
