@@ -29,10 +29,10 @@ fn cpu() -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Resident memory in MiB.
+/// Memory of this process that is no file, in MiB.
 fn rss() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("RssAnon")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
@@ -63,7 +63,7 @@ async fn append(dir: &Path, batch: usize) {
         RECORDS,
         wall,
         used,
-        &format!("{amplification:.2} bytes written per byte, RSS {:.1} MiB", rss()),
+        &format!("{amplification:.2} bytes written per byte, memory {:.1} MiB", rss()),
     );
     store.close().await.unwrap();
 }
@@ -90,7 +90,7 @@ async fn live(dir: &Path, batch: usize) {
         RECORDS,
         wall,
         used,
-        &format!("RSS {:.1} MiB", rss()),
+        &format!("memory {:.1} MiB", rss()),
     );
     store.close().await.unwrap();
 }
@@ -128,7 +128,7 @@ async fn drain(dir: &Path) {
         RECORDS,
         wall,
         used,
-        &format!("opened in {:.1} ms, RSS {:.1} MiB", opened.as_secs_f64() * 1e3, rss()),
+        &format!("opened in {:.1} ms, memory {:.1} MiB", opened.as_secs_f64() * 1e3, rss()),
     );
     store.close().await.unwrap();
 }
@@ -146,7 +146,7 @@ async fn gigabyte(dir: &Path) {
     let start = Instant::now();
     let store = Store::open(config(), SystemClock::shared()).unwrap();
     println!(
-        "| open with a 1 GB backlog | – | – | {:.1} ms, RSS {:.1} MiB |",
+        "| open with a 1 GB backlog | – | – | {:.1} ms, memory {:.1} MiB |",
         start.elapsed().as_secs_f64() * 1e3,
         rss()
     );
@@ -165,7 +165,13 @@ fn sled_append(dir: &Path) {
             File::open(path.join("db")).unwrap().sync_all().unwrap();
         }
     }
-    row("sled: append, groups of 1000", RECORDS, start.elapsed(), cpu() - cpu_start, &format!("RSS {:.1} MiB", rss()));
+    row(
+        "sled: append, groups of 1000",
+        RECORDS,
+        start.elapsed(),
+        cpu() - cpu_start,
+        &format!("memory {:.1} MiB", rss()),
+    );
     let (start, cpu_start) = (Instant::now(), cpu());
     let mut done = 0;
     for entry in db.iter() {
@@ -177,12 +183,23 @@ fn sled_append(dir: &Path) {
             File::open(path.join("db")).unwrap().sync_all().unwrap();
         }
     }
-    row("sled: drain + remove", RECORDS, start.elapsed(), cpu() - cpu_start, &format!("RSS {:.1} MiB", rss()));
+    row("sled: drain + remove", RECORDS, start.elapsed(), cpu() - cpu_start, &format!("memory {:.1} MiB", rss()));
+}
+
+/// What an idle store takes.
+async fn idle(dir: &Path) {
+    let before = rss();
+    let store = open(dir).await;
+    let log_and_state = rss() - before;
+    println!("| open and idle | – | – | memory {before:.1} MiB before, {log_and_state:.1} MiB more after |");
+    store.close().await.unwrap();
 }
 
 #[tokio::main]
 async fn main() {
     println!("| what | records/s | CPU µs per record | |\n|---|---|---|---|");
+    let dir = tempfile::tempdir().unwrap();
+    idle(dir.path()).await;
     for batch in [1, 10, 100, 1000] {
         let dir = tempfile::tempdir().unwrap();
         append(dir.path(), batch).await;
