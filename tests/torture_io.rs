@@ -12,8 +12,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use fieldgate::model::Lane;
+use fieldgate::platform::clock::SystemClock;
+use fieldgate::store::{Config, Store};
 use support::{Mosquitto, SOON, eventually, temp_dir};
-use torture_support::{Account, Collector, CountingPlant, Gateway, Image, Setup, loop_mounts_work, run_for};
+use torture_support::{Account, Collector, CountingPlant, Gateway, Image, Setup, library, loop_mounts_work, run_for};
 
 /// Scans whose answers were on their way when the gateway was told to stop.
 const AT_THE_STOP: usize = 2;
@@ -76,7 +79,7 @@ fn under_strace(what: &str, segments_only: bool, trace: &str, inject: &str) {
     eventually("the first records", SOON, || (first.synced() > 5).then_some(()));
     first.stop();
     let mut strace = vec!["strace", "-f", "-qq", "-o", "/dev/null", "-e", trace, "-e", inject];
-    let files = torture_support::library::files(&setup.data_dir());
+    let files = library::files(&setup.data_dir());
     let names: Vec<String> = files
         .iter()
         .filter(|file| !segments_only || file.extension().is_some_and(|e| e == "seg" || e == "spare"))
@@ -159,7 +162,7 @@ fn a_full_disk_is_survived_and_left_within_five_seconds() {
     eventually("the first records", SOON, || (gateway.synced() > 20).then_some(()));
     gateway.stop();
     fill(&filler);
-    torture_support::library::files(&setup.data_dir())
+    library::files(&setup.data_dir())
         .iter()
         .filter(|file| file.extension().is_some_and(|e| e == "spare") || file.ends_with("reserve"))
         .for_each(|file| std::fs::remove_file(file).expect("removable"));
@@ -180,6 +183,67 @@ fn a_full_disk_is_survived_and_left_within_five_seconds() {
     assert!(took <= Duration::from_secs(5), "took {took:?}");
     gateway.stop();
     Outcome::drain(folder.path(), &setup.data_dir(), &plant).check("full disk");
+}
+
+#[test]
+fn a_log_that_fills_the_disk_goes_on_when_space_returns() {
+    if let Err(why) = loop_mounts_work() {
+        println!("NOT RUN: no loop mounts here ({why}); the store's model tests fill a simulated disk");
+        return;
+    }
+    let folder = temp_dir();
+    let image = Image::make(folder.path().join("disk.img"), 32).expect("an ext4 can be made");
+    let mount = image.mount(folder.path().join("disk")).expect("it can be mounted");
+    let filler = mount.path().join("filler");
+    std::fs::write(&filler, vec![1; 12 << 20]).expect("there is room");
+    tokio::runtime::Runtime::new().expect("threads").block_on(async {
+        // More quota than disk.
+        let config = Config::with_quota(mount.path().join("store"), 64 << 20);
+        let store = Store::open(config.clone(), SystemClock::shared()).expect("opens");
+        drop(library::consumer(&store, "reader").await);
+        let (mut accepted, mut refused, stats) = (0, 0, store.stats());
+        let failing = || stats.borrow().bulk.failing.clone();
+        let mut append = async |count: u64| {
+            for _ in 0..count {
+                let records = (0..10).map(|i| library::record(Lane::Bulk, i, 4_000)).collect();
+                match store.append(records).await {
+                    Ok(last) => accepted = last,
+                    Err(_) => refused += 10,
+                }
+            }
+        };
+        // Until the disk is full, and then more than the memory for that holds (1 MiB).
+        let began = Instant::now();
+        while failing().is_none() {
+            append(20).await;
+            assert!(began.elapsed() < SOON, "32 MiB never fill up");
+        }
+        let said = failing();
+        append(100).await;
+        let (durable, freed) = (stats.borrow().bulk.durable_seq, Instant::now());
+        std::fs::remove_file(&filler).expect("removable");
+        while failing().is_some() || stats.borrow().bulk.durable_seq <= durable {
+            append(1).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(freed.elapsed() < SOON, "does not recover: {:?}", failing());
+        }
+        let took = freed.elapsed();
+        store.close().await.expect("closed in order");
+        // What is on the disk now is what counts.
+        let store = Store::open(config, SystemClock::shared()).expect("opens");
+        let read = library::read_all(&mut library::consumer(&store, "reader").await).await;
+        let missing = read.missing(Lane::Bulk, accepted);
+        let told: u64 = read.gaps.iter().map(|gap| gap.records).sum();
+        println!(
+            "log fills the disk ({}): {accepted} accepted, {refused} refused, {} lost and {told} told, syncs again {took:?} after space returned",
+            said.unwrap_or_default(),
+            missing.len()
+        );
+        assert_eq!(read.silent(Lane::Bulk, &missing), Vec::<u64>::new(), "lost without a gap");
+        assert_eq!(missing.len() as u64, told, "the gaps do not say how many: {:?}", read.gaps);
+        assert!(took <= Duration::from_secs(5), "took {took:?}");
+        store.close().await.expect("closed");
+    });
 }
 
 /// Writes until there is no room at all.
