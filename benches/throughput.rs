@@ -6,6 +6,7 @@
 //! This process plays the devices (Modbus TCP servers) and the subscriber; the gateway is the release binary as a child
 //! process with its durable log on, and only its CPU time (`/proc/PID/stat`) is counted.
 //! `FIELDGATE_BENCH_SECONDS` (default 10) sets the length of each row.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 use std::collections::HashMap;
 use std::error::Error;

@@ -1,5 +1,6 @@
 //! The documentation says what is true: every instrument is in `docs/operations.md`, every link in the README leads
 //! somewhere.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! The harness itself: what the other tests lean on must hold.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 

@@ -3,6 +3,7 @@
 //!
 //! CI: a backlog of 8 MiB behind the gateway, churn of 15 turns at 16 MiB and 2 at 64, opening 64 MiB. Full:
 //! `FIELDGATE_BACKLOG_MIB=64 FIELDGATE_TURNS=15 FIELDGATE_OPEN_MIB=1024` (then also churn at 256 MiB).
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod torture_support;

@@ -2,6 +2,7 @@
 //! record that is intact, and tells of every other one: what is missing is in a gap, and the counter says how many.
 //!
 //! CI: 60 flips and 30 truncations at random places; `FIELDGATE_DAMAGES=2000` does so many of each.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod torture_support;

@@ -4,6 +4,7 @@
 //! Held against the plant's own count: a number that was answered must arrive in the end, or a gap must have told of it.
 //! Nobody takes the records while the disk fails, so everything that arrives later came through the log. Without strace
 //! or loop mounts the part concerned says that it was not run.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod torture_support;

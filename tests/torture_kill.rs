@@ -3,6 +3,7 @@
 //! Lost is a number that the plant answered more than [`GRACE`] before the next kill and that never arrives. A number
 //! answered later may have been on its way from the socket to the log, which nobody was promised.
 //! CI: 8 kills; `FIELDGATE_KILLS=1000` is the full count.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod torture_support;

@@ -1,6 +1,7 @@
 //! Bad networks between the gateway and its broker: one byte at a time, a trickle, a stall, a half-open connection,
 //! resets. Each link is healed again, and at the latest five seconds later what the plant answers now must arrive; in the
 //! end nothing is missing.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod torture_support;

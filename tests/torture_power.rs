@@ -6,6 +6,7 @@
 //! A control run makes `fdatasync` do nothing (strace) and must lose synced records: else this test could not fail.
 //! CI: 5 cuts; `FIELDGATE_CUTS=1000` is the full count. Without loop mounts the library's simulated disk
 //! has to do, and the output says so.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod torture_support;

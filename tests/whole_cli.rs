@@ -1,5 +1,6 @@
 //! The command line as its user meets it: from `init` to values on the screen, what is said when something is wrong, and
 //! the life of the process between start, reload and stop.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod whole_support;

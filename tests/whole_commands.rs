@@ -1,5 +1,6 @@
 //! Writes over MQTT against a server nobody here wrote, and what is left of them: the value in the device, the one final
 //! answer, the line in the audit log. And a gateway that is killed in the middle of a write.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod whole_support;

@@ -1,6 +1,7 @@
 //! The whole path once, from outside: the simulated pump station with its time stopped, the gateway as a process with the
 //! demo's configuration, and mosquitto's clients. Every point must arrive with the value that stands in the device, and a
 //! command must act in the plant.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 

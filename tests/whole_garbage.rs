@@ -1,5 +1,6 @@
 //! Octets without sense to every ear of the gateway: the process stays, and devices and clients that behave are served
 //! all the while.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 #[path = "northbound_support/certs.rs"]
 #[allow(dead_code, reason = "only the files are needed here")]

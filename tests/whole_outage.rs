@@ -4,6 +4,7 @@
 //! the gateway's log is missing at all. Order per point holds, and what comes twice fits in the in-flight window.
 //!
 //! The outage takes 8 s, with `FIELDGATE_FULL=1` a minute.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod whole_support;

@@ -4,6 +4,7 @@
 //! in TCP with fewer points.
 //!
 //! Measuring takes 12 s, with `FIELDGATE_FULL=1` a minute.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod whole_support;

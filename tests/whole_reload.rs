@@ -1,5 +1,6 @@
 //! A configuration that is changed again and again while devices are read twenty times a second and written to: no value
 //! is ever taken for that of another point, and nothing is written to a register that nobody named.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod whole_support;

@@ -1,5 +1,6 @@
 //! The gateway among the other programs of its machine: what systemd hears, what an OpenTelemetry collector gets and
 //! what it does not, and certificates on the way in and out.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 #[path = "northbound_support/certs.rs"]
 #[allow(dead_code, reason = "only the files are needed here")]

@@ -1,4 +1,5 @@
 //! The plant as a client sees it, through tokio-modbus: a codec that is not ours.
+#![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 use std::time::Duration;
 
