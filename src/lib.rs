@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod contract;
+pub mod management;
 pub mod model;
 pub mod pipeline;
 pub mod platform;
