@@ -122,10 +122,12 @@ pub struct Core {
     outbox: VecDeque<(u64, AuditNote)>,
     /// Records that are not needed any more; removed with the next commit.
     cleanup: Vec<(Shelf, String)>,
+    flush_at: Option<u64>,
     is_fresh: bool,
 }
 
 const AUDIT_NEXT: &str = "audit-next";
+const FLUSH_NS: u64 = 1_000_000_000;
 
 impl Core {
     /// Reads everything from the journal.
@@ -153,6 +155,7 @@ impl Core {
             audit_next: meta.get(AUDIT_NEXT).and_then(Json::as_u64).unwrap_or(1).max(last + 1),
             outbox,
             cleanup: Vec::new(),
+            flush_at: None,
             is_fresh: true,
         })
     }
@@ -270,7 +273,7 @@ impl Core {
             }
         }
         self.meter.roll(now, step);
-        self.finish(step);
+        self.finish(now, step);
     }
 
     fn follow(&mut self, now: Stamp, order: Follow, step: &mut Step) {
@@ -289,7 +292,7 @@ impl Core {
         }
     }
 
-    fn finish(&mut self, step: &mut Step) {
+    fn finish(&mut self, now: Stamp, step: &mut Step) {
         if step.wants_plan() {
             self.generation += 1;
             self.desired.planned(self.generation);
@@ -303,11 +306,16 @@ impl Core {
             }
             step.put(Shelf::Meta, AUDIT_NEXT, &self.audit_next);
         }
-        if step.has_changes() || self.cleanup.len() >= 64 {
+        // What is not needed any more goes along with the next commit, or a second later by itself.
+        let waits = !self.cleanup.is_empty() || self.answers.is_dirty();
+        if waits && (step.has_changes() || self.flush_at.is_some_and(|at| now.mono_ns >= at)) {
             for (shelf, key) in self.cleanup.drain(..) {
                 step.delete(shelf, key);
             }
             self.answers.write_dirty(step);
+            self.flush_at = None;
+        } else if waits && self.flush_at.is_none() {
+            self.flush_at = Some(now.mono_ns.saturating_add(FLUSH_NS));
         }
     }
 
@@ -483,8 +491,13 @@ impl Core {
     /// Monotonic time at which something is due; `None` when nothing is.
     pub fn next_wake(&self, now: Stamp) -> Option<u64> {
         let proving = self.desired.is_proving().then(|| now.mono_ns + 250_000_000);
-        let others =
-            [self.lifecycle.next_wake(), self.desired.next_retry(), self.clocks.next_wake(), self.meter.next_wake()];
+        let others = [
+            self.lifecycle.next_wake(),
+            self.desired.next_retry(),
+            self.clocks.next_wake(),
+            self.meter.next_wake(),
+            self.flush_at,
+        ];
         others.into_iter().chain([proving]).flatten().min()
     }
 }

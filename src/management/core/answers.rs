@@ -93,6 +93,10 @@ impl Answers {
         }
     }
 
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     pub(super) fn write_dirty(&mut self, step: &mut Step) {
         for key in std::mem::take(&mut self.dirty) {
             if let Some(kept) = self.by_key.get(&key) {
