@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::app;
+use crate::config::starter;
+use crate::model::GatewayId;
 
 /// Gateway that turns brownfield devices into MQTT, SCADA and Margo citizens.
 #[derive(Debug, Parser)]
@@ -44,6 +46,12 @@ enum Command {
         /// Where to write it.
         #[arg(default_value = ".")]
         directory: PathBuf,
+        /// Id of the gateway on its brokers; the machine's name when not given.
+        #[arg(long)]
+        id: Option<GatewayId>,
+        /// Link of the first device, such as tcp://192.0.2.7:502.
+        #[arg(long)]
+        link: Option<String>,
     },
     /// List the devices of the running gateway with their state.
     Devices {
@@ -106,7 +114,10 @@ pub enum CliError {
 
 impl CliError {
     fn odd_answer() -> Self {
-        Self::Other("the gateway gave an answer that this version does not understand; are both of the same version?".to_owned())
+        Self::Other(
+            "the gateway gave an answer that this version does not understand; are both of the same version?"
+                .to_owned(),
+        )
     }
 }
 
@@ -118,7 +129,7 @@ impl Cli {
             Command::Run => Ok(app::run(&config)?),
             Command::Check => configuration::check(&config),
             Command::Explain { device } => configuration::explain(&config, device.as_deref()),
-            Command::Init { directory } => configuration::init(&directory),
+            Command::Init { directory, id, link } => configuration::init(&directory, &starter::Options { id, link }),
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),
@@ -132,7 +143,7 @@ impl Cli {
 }
 
 fn data_dir(config: &std::path::Path) -> Result<PathBuf, CliError> {
-    Ok(crate::config::load(config)?.gateway.data_dir)
+    Ok(crate::config::load(config)?.gateway.identity.data_dir)
 }
 
 /// Runs a short client command on a runtime of its own.
@@ -142,10 +153,11 @@ fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, Cli
 }
 
 fn version(json: bool) -> Result<(), CliError> {
-    let features: Vec<_> = [("modbus", cfg!(feature = "modbus")), ("otlp", cfg!(feature = "otlp")), ("demo", cfg!(feature = "demo"))]
-        .into_iter()
-        .filter_map(|(name, built)| built.then_some(name))
-        .collect();
+    let features: Vec<_> =
+        [("modbus", cfg!(feature = "modbus")), ("otlp", cfg!(feature = "otlp")), ("demo", cfg!(feature = "demo"))]
+            .into_iter()
+            .filter_map(|(name, built)| built.then_some(name))
+            .collect();
     let version = env!("CARGO_PKG_VERSION");
     if json {
         return live::print_json(&serde_json::json!({ "version": version, "features": features, "contract": "v1" }));

@@ -6,7 +6,9 @@
 
 mod convert;
 mod encoding;
+pub mod json;
 pub mod topics;
+pub mod view;
 
 /// Generated from `proto/fieldgate/v1/*.proto`; serde follows the proto3 JSON mapping.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]

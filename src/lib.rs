@@ -7,9 +7,17 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod app;
+pub mod broker;
+pub mod cli;
+pub mod config;
 pub mod contract;
 pub mod management;
 pub mod model;
+pub mod northbound;
 pub mod pipeline;
 pub mod platform;
+pub mod security;
+pub mod southbound;
+pub mod store;
 pub mod telemetry;

@@ -3,12 +3,14 @@
 //! Promise: plain data and pure functions. No async, no I/O, no clock is read here, and nothing of ours is imported, so
 //! every other module may use this one.
 
+mod delivery;
 mod device;
 mod id;
 mod record;
 mod sample;
 mod stamp;
 
+pub use delivery::{Delivery, Depth, Order};
 pub use device::{Access, DataType, Device, Limits, Point, Tier};
 pub use id::{DeviceId, GatewayId, IdError, PointId, is_unreserved};
 pub use record::{Gap, GapReason, Lane, Record, RecordKind, Seq};

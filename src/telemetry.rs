@@ -63,6 +63,8 @@ pub struct OtlpConfig {
     pub logs: bool,
     /// Between two exports of metrics (1 s to 1 h).
     pub interval: Duration,
+    /// Longest wait for the collector (100 ms to 60 s).
+    pub timeout: Duration,
 }
 
 impl std::fmt::Debug for OtlpConfig {

@@ -190,11 +190,7 @@ fn tokens_enrol_as_often_as_they_say_and_are_kept_hashed() {
     rig.restart();
     done(&announce(&mut rig, "meter-2", new.clone(), &token));
     refused(&announce(&mut rig, "meter-3", new.clone(), &token), "not-allowed");
-    let kept: String = Shelf::ALL
-        .iter()
-        .flat_map(|s| fieldgate::management::journal::Journal::load(&rig.disk, *s).unwrap())
-        .map(|(_, v)| String::from_utf8_lossy(&v).into_owned())
-        .collect();
+    let kept: String = rig.disk.records().values().map(|v| String::from_utf8_lossy(v).into_owned()).collect();
     let secret = token.rsplit('.').next().unwrap();
     assert!(!kept.contains(secret), "the secret of a token is on the disk");
     assert!(!format!("{:?}", rig.log).contains(secret));
@@ -332,7 +328,7 @@ fn a_flood_of_bad_requests_changes_nothing_and_costs_bounded_memory() {
 #[test]
 fn answers_that_were_not_handed_over_are_handed_over_after_a_crash() {
     let rig = Rig::new("g", vec![declaration("pump")]);
-    let mut core = Core::load(&rig.disk, rig.settings.clone(), rig.watcher.clone()).unwrap();
+    let mut core = Core::load(&rig.disk.records(), rig.settings.clone(), rig.watcher.clone()).unwrap();
     let request = v1::ManagementRequest {
         correlation_id: "last".into(),
         action: "suspend".into(),

@@ -19,7 +19,7 @@ use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
 use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
-use crate::store::{NewRecord, Store};
+use crate::store::{AppendError, NewRecord, Store};
 
 /// Updates taken from the queue at once; their records go to the store together.
 const BURST: usize = 64;
@@ -75,7 +75,11 @@ impl Ingest {
     }
 
     /// Runs until the drivers have closed their side of `updates`; then everything pending is in the log.
-    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>, mut control: mpsc::Receiver<Control>) -> Result<(), String> {
+    pub async fn run(
+        mut self,
+        mut updates: mpsc::Receiver<Update>,
+        mut control: mpsc::Receiver<Control>,
+    ) -> Result<(), String> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut burst = Vec::with_capacity(BURST);
@@ -108,13 +112,13 @@ impl Ingest {
             Update::Device { device, state, stats } => {
                 let now = state.clone();
                 if let Some(before) = self.latest.state(&device, state, stats) {
-                    self.desk.state_changed(&device, &before, &now).await?;
+                    self.desk.state_changed(&device, &before, &now).await;
                 }
                 Ok(Vec::new())
             }
             Update::Identity { device, identity } => {
-                self.latest.identity(&device, identity.clone());
-                self.desk.identified(&device, identity).await?;
+                self.desk.identified(&device, &identity).await?;
+                self.latest.identity(&device, identity);
                 Ok(Vec::new())
             }
         }
@@ -159,7 +163,7 @@ impl Ingest {
         }
         match self.store.append(records).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_closed() => Err(format!("append telemetry: {error}")),
+            Err(error @ AppendError::Closed) => Err(format!("append telemetry: {error}")),
             // The store counts what it refuses and says so as a gap.
             Err(_) => Ok(()),
         }

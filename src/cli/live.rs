@@ -9,7 +9,9 @@ use crate::admin::{Answer, Client, DeviceLine, PointLine, Request};
 
 /// `fieldgate devices`
 pub async fn devices(data_dir: &Path, json: bool) -> Result<(), CliError> {
-    let Answer::Devices { devices } = ask(data_dir, Request::Devices).await? else { return Err(CliError::odd_answer()) };
+    let Answer::Devices { devices } = ask(data_dir, Request::Devices).await? else {
+        return Err(CliError::odd_answer());
+    };
     if json {
         return print_json(&devices);
     }
@@ -55,7 +57,18 @@ pub async fn ask(data_dir: &Path, request: Request) -> Result<Answer, CliError> 
 }
 
 pub(super) fn devices_table(devices: &[DeviceLine]) -> Table {
-    let mut table = Table::new(["device", "state", "protocol", "address", "points", "requests", "failures", "overruns", "says it is", "reason"]);
+    let mut table = Table::new([
+        "device",
+        "state",
+        "protocol",
+        "address",
+        "points",
+        "requests",
+        "failures",
+        "overruns",
+        "says it is",
+        "reason",
+    ]);
     for d in devices {
         let identity = ["vendor", "model", "firmware"].iter().filter_map(|k| d.identity.get(*k));
         let identity = identity.filter(|v| !v.is_empty()).cloned().collect::<Vec<_>>().join(" ");

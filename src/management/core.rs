@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 
 use super::clock::{Clocks, Reading};
 use super::desired::{Desired, DeviceOverlay, Facts, Profile, Reply, Target, Wanted, Watcher};
-use super::journal::{Journal, JournalError, Shelf, read_all};
+use super::journal::{JournalError, Records, Shelf};
 use super::lifecycle::{Claim, Declaration, Finding, Follow, Lifecycle, Mode, Outcome, Policy};
 use super::request::{Actor, Ask, Refusal, is_correlation_id};
 use super::roles::{Right, Role, Roles};
@@ -134,19 +134,19 @@ impl Core {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn load(journal: &impl Journal, settings: Settings, watcher: Watcher) -> Result<Self, JournalError> {
-        let meta: BTreeMap<String, Json> = read_all(journal, Shelf::Meta)?;
-        let outbox: BTreeMap<String, AuditNote> = read_all(journal, Shelf::Audit)?;
+    pub fn load(records: &Records, settings: Settings, watcher: Watcher) -> Result<Self, JournalError> {
+        let meta: BTreeMap<String, Json> = records.read_all(Shelf::Meta)?;
+        let outbox: BTreeMap<String, AuditNote> = records.read_all(Shelf::Audit)?;
         let outbox: VecDeque<_> =
             outbox.into_iter().filter_map(|(key, note)| Some((key.parse().ok()?, note))).collect();
         let last = outbox.iter().map(|(id, _)| *id).max().unwrap_or(0);
         Ok(Self {
-            lifecycle: Lifecycle::load(journal, settings.policy.clone())?,
-            desired: Desired::load(journal)?,
-            roles: Roles::load(journal, settings.roles.clone())?,
-            clocks: Clocks::load(journal)?,
-            transfers: Transfers::load(journal)?,
-            answers: Answers::load(journal)?,
+            lifecycle: Lifecycle::load(records, settings.policy.clone())?,
+            desired: Desired::load(records)?,
+            roles: Roles::load(records, settings.roles.clone())?,
+            clocks: Clocks::load(records)?,
+            transfers: Transfers::load(records)?,
+            answers: Answers::load(records)?,
             settings,
             profiles: BTreeMap::new(),
             watcher,
@@ -321,10 +321,7 @@ impl Core {
 
     fn request(&mut self, now: Stamp, request: Request, step: &mut Step) {
         let Request { actor, ask } = request;
-        let correlation_id = match (ask.correlation_id(), &ask) {
-            ("", Ask::Desire { document, .. }) => format!("v{}", document.version),
-            (id, _) => id.to_owned(),
-        };
+        let correlation_id = ask.correlation_id().into_owned();
         let cause = Cause { actor: actor.name.clone(), from: actor.from.clone(), correlation_id };
         if !is_correlation_id(&cause.correlation_id) {
             let text = "`correlation_id` must be 1 to 64 printable characters without spaces";

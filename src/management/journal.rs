@@ -40,6 +40,11 @@ pub enum Shelf {
 }
 
 impl Shelf {
+    /// The table with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|shelf| shelf.as_str() == name)
+    }
+
     /// All tables.
     pub const ALL: [Shelf; 10] = [
         Shelf::Devices,
@@ -109,11 +114,11 @@ pub enum JournalError {
 
 /// Durable keyed state.
 pub trait Journal: Send + 'static {
-    /// All records of a table, by key. Called at the start and after a failed commit.
+    /// Everything, at the start and after a failed commit.
     ///
     /// # Errors
     /// [`JournalError::Medium`].
-    fn load(&self, shelf: Shelf) -> Result<Vec<(String, Bytes)>, JournalError>;
+    fn load(&self) -> impl Future<Output = Result<Records, JournalError>> + Send;
 
     /// Makes all changes durable together, across tables.
     ///
@@ -122,16 +127,31 @@ pub trait Journal: Send + 'static {
     fn commit(&mut self, changes: Vec<Change>) -> impl Future<Output = Result<(), JournalError>> + Send;
 }
 
-/// Reads all records of a table.
-pub(crate) fn read_all<T: DeserializeOwned>(
-    journal: &impl Journal,
-    shelf: Shelf,
-) -> Result<BTreeMap<String, T>, JournalError> {
-    let parse = |(key, value): (String, Bytes)| match serde_json::from_slice(&value) {
-        Ok(record) => Ok((key, record)),
-        Err(e) => Err(JournalError::Record { shelf: shelf.as_str(), key, reason: e.to_string() }),
-    };
-    journal.load(shelf)?.into_iter().map(parse).collect()
+/// Everything that a journal holds.
+#[derive(Debug, Clone, Default)]
+pub struct Records {
+    shelves: BTreeMap<Shelf, BTreeMap<String, Bytes>>,
+}
+
+impl Records {
+    /// Adds a record.
+    pub fn insert(&mut self, shelf: Shelf, key: String, value: Bytes) {
+        self.shelves.entry(shelf).or_default().insert(key, value);
+    }
+
+    /// Reads all records of a table.
+    pub(crate) fn read_all<T: DeserializeOwned>(&self, shelf: Shelf) -> Result<BTreeMap<String, T>, JournalError> {
+        let parse = |(key, value): (&String, &Bytes)| match serde_json::from_slice(value) {
+            Ok(record) => Ok((key.clone(), record)),
+            Err(e) => Err(JournalError::Record { shelf: shelf.as_str(), key: key.clone(), reason: e.to_string() }),
+        };
+        self.shelves.get(&shelf).into_iter().flatten().map(parse).collect()
+    }
+
+    /// All values, for tests that look for what must not be there.
+    pub fn values(&self) -> impl Iterator<Item = &Bytes> {
+        self.shelves.values().flat_map(BTreeMap::values)
+    }
 }
 
 /// A record as the journal keeps it.
@@ -151,6 +171,8 @@ struct Disk {
     shelves: BTreeMap<(Shelf, String), Bytes>,
     commits: u64,
     power_ends_after: Option<u64>,
+    /// The commit at which the power goes is on the disk all the same.
+    last_one_lands: bool,
 }
 
 impl MemoryJournal {
@@ -160,9 +182,17 @@ impl MemoryJournal {
         disk.power_ends_after = Some(disk.commits + commits);
     }
 
+    /// As [`Self::cut_power_after`], but the first commit that fails is on the disk all the same: the power went after the
+    /// write and before its confirmation.
+    pub fn cut_power_in(&self, commits: u64) {
+        self.cut_power_after(commits);
+        self.disk().last_one_lands = true;
+    }
+
     /// Commits succeed again.
     pub fn restore_power(&self) {
-        self.disk().power_ends_after = None;
+        let mut disk = self.disk();
+        (disk.power_ends_after, disk.last_one_lands) = (None, false);
     }
 
     /// How many commits succeeded so far.
@@ -175,13 +205,23 @@ impl MemoryJournal {
         self.disk().shelves.keys().filter(|(s, _)| *s == shelf).count()
     }
 
+    /// [`Journal::load`] without a future.
+    pub fn records(&self) -> Records {
+        let mut records = Records::default();
+        for ((shelf, key), value) in &self.disk().shelves {
+            records.insert(*shelf, key.clone(), value.clone());
+        }
+        records
+    }
+
     /// [`Journal::commit`] without a future, for tests of the cores.
     ///
     /// # Errors
     /// While the power is off.
     pub fn apply(&self, changes: Vec<Change>) -> Result<(), JournalError> {
         let mut disk = self.disk();
-        if disk.power_ends_after.is_some_and(|last| disk.commits >= last) {
+        let is_off = disk.power_ends_after.is_some_and(|last| disk.commits >= last);
+        if is_off && !std::mem::take(&mut disk.last_one_lands) {
             return Err(JournalError::Medium { act: "write", reason: "the power is off".to_owned() });
         }
         disk.commits += 1;
@@ -190,6 +230,9 @@ impl MemoryJournal {
                 Some(value) => disk.shelves.insert((shelf, key), value),
                 None => disk.shelves.remove(&(shelf, key)),
             };
+        }
+        if is_off {
+            return Err(JournalError::Medium { act: "write", reason: "the power went".to_owned() });
         }
         Ok(())
     }
@@ -206,10 +249,8 @@ impl fmt::Debug for MemoryJournal {
 }
 
 impl Journal for MemoryJournal {
-    fn load(&self, shelf: Shelf) -> Result<Vec<(String, Bytes)>, JournalError> {
-        let disk = self.disk();
-        let mine = disk.shelves.iter().filter(|((s, _), _)| *s == shelf);
-        Ok(mine.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+    async fn load(&self) -> Result<Records, JournalError> {
+        Ok(self.records())
     }
 
     async fn commit(&mut self, changes: Vec<Change>) -> Result<(), JournalError> {

@@ -1,5 +1,6 @@
 //! Requests of clients: who asks what, and why it is refused. Payloads are parsed here, nowhere else.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use prost::Message;
@@ -95,12 +96,15 @@ impl Ask {
         Some(kind.decode(device, encoding, payload).map_err(|e| Refusal::new("invalid", e.to_string())))
     }
 
-    /// The requester's id of the request; empty when there is none.
-    pub fn correlation_id(&self) -> &str {
+    /// The requester's id of the request; that of a desired document is its version if it has none.
+    pub fn correlation_id(&self) -> Cow<'_, str> {
         match self {
-            Ask::Manage { request, .. } => &request.correlation_id,
-            Ask::Announce { announcement, .. } => &announcement.correlation_id,
-            Ask::Desire { document, .. } => &document.correlation_id,
+            Ask::Manage { request, .. } => Cow::Borrowed(&request.correlation_id),
+            Ask::Announce { announcement, .. } => Cow::Borrowed(&announcement.correlation_id),
+            Ask::Desire { document, .. } if document.correlation_id.is_empty() => {
+                Cow::Owned(format!("v{}", document.version))
+            }
+            Ask::Desire { document, .. } => Cow::Borrowed(&document.correlation_id),
         }
     }
 

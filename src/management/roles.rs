@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Journal, JournalError, Shelf, read_all};
+use super::journal::{JournalError, Records, Shelf};
 use super::lifecycle::{hex, random, same_secret, sha256_hex};
 use super::request::{Actor, Refusal, fits};
 use super::step::{Cause, Step};
@@ -136,10 +136,10 @@ impl Roles {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn load(journal: &impl Journal, files: Vec<(String, Role)>) -> Result<Self, JournalError> {
-        let meta: BTreeMap<String, serde_json::Value> = read_all(journal, Shelf::Meta)?;
+    pub fn load(records: &Records, files: Vec<(String, Role)>) -> Result<Self, JournalError> {
+        let meta: BTreeMap<String, serde_json::Value> = records.read_all(Shelf::Meta)?;
         let claim_hash = meta.get(CLAIM).and_then(|v| v.as_str()).map(str::to_owned);
-        Ok(Self { files, grants: read_all(journal, Shelf::Grants)?, claim_hash, ..Self::default() })
+        Ok(Self { files, grants: records.read_all(Shelf::Grants)?, claim_hash, ..Self::default() })
     }
 
     /// Arms the claim code, as `init` does: `hash` is the second part of [`make_claim_code`].

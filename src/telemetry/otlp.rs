@@ -16,8 +16,6 @@ use tracing_subscriber::Layer;
 use super::logs::BoxedLayer;
 use super::{CATALOGUE, Kind, MeasurementSource, OtlpConfig, TelemetryError};
 
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The providers that were asked for.
 #[derive(Debug)]
 pub(super) struct Providers {
@@ -46,7 +44,7 @@ impl Providers {
                 .with_http_client(client.clone())
                 .with_endpoint(url("metrics"))
                 .with_headers(headers())
-                .with_timeout(EXPORT_TIMEOUT)
+                .with_timeout(config.timeout)
                 .build()
                 .map_err(|e| fail(e.to_string()))?;
             let reader = PeriodicReader::builder(exporter).with_interval(config.interval).build();
@@ -60,7 +58,7 @@ impl Providers {
                 .with_http_client(client.clone())
                 .with_endpoint(url("traces"))
                 .with_headers(headers())
-                .with_timeout(EXPORT_TIMEOUT)
+                .with_timeout(config.timeout)
                 .build()
                 .map_err(|e| fail(e.to_string()))?;
             Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.clone()).build())
@@ -73,7 +71,7 @@ impl Providers {
                 .with_http_client(client)
                 .with_endpoint(url("logs"))
                 .with_headers(headers())
-                .with_timeout(EXPORT_TIMEOUT)
+                .with_timeout(config.timeout)
                 .build()
                 .map_err(|e| fail(e.to_string()))?;
             Some(SdkLoggerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
@@ -145,7 +143,7 @@ impl Providers {
 /// The blocking client must be built outside an async context, hence on a thread of its own.
 fn http_client(config: &OtlpConfig) -> Result<reqwest::blocking::Client, String> {
     let mut builder =
-        reqwest::blocking::Client::builder().timeout(EXPORT_TIMEOUT).redirect(reqwest::redirect::Policy::none());
+        reqwest::blocking::Client::builder().timeout(config.timeout).redirect(reqwest::redirect::Policy::none());
     if let Some(path) = &config.ca {
         let pem = std::fs::read(path).map_err(|e| format!("read CA file {}: {e}", path.display()))?;
         let certificates =

@@ -131,7 +131,7 @@ impl Rig {
         let clock = ManualClock::at(1_763_812_800_000);
         clock.advance(Duration::from_secs(1));
         let watcher = Watcher::default();
-        let core = Core::load(&disk, settings.clone(), watcher.clone()).unwrap();
+        let core = Core::load(&disk.records(), settings.clone(), watcher.clone()).unwrap();
         let claims = declared.iter().map(|d| (d.device.clone(), claim(d.device.as_str()))).collect();
         let mut rig = Self {
             clock,
@@ -169,7 +169,7 @@ impl Rig {
         self.crashes += 1;
         self.disk.restore_power();
         self.watcher = Watcher::default();
-        self.core = Core::load(&self.disk, self.settings.clone(), self.watcher.clone()).unwrap();
+        self.core = Core::load(&self.disk.records(), self.settings.clone(), self.watcher.clone()).unwrap();
         self.plan = Plan::default();
         self.boot();
     }
@@ -286,6 +286,18 @@ impl Rig {
         self.answers.get(before).cloned().unwrap_or_default()
     }
 
+    /// A client that gets no answer asks again with the same correlation id.
+    fn ask_until_answered(&mut self, ask: Ask) -> v1::ManagementResult {
+        let id = ask.correlation_id().into_owned();
+        for _ in 0..3 {
+            let answer = self.ask_as(Actor::named(ADMIN), ask.clone());
+            if answer.correlation_id == id {
+                return answer;
+            }
+        }
+        panic!("no answer to {id}");
+    }
+
     pub fn manage(&mut self, action: &str, device: &str) -> v1::ManagementResult {
         self.request(v1::ManagementRequest { action: action.into(), device: device.into(), ..Default::default() })
     }
@@ -294,7 +306,7 @@ impl Rig {
         self.next += 1;
         let correlation_id = format!("c{}", self.next);
         let request = v1::ManagementRequest { correlation_id, ..request };
-        self.ask_as(Actor::named(ADMIN), Ask::Manage { device: None, request })
+        self.ask_until_answered(Ask::Manage { device: None, request })
     }
 
     pub fn desire(&mut self, name: &str, version: u64, settings: &str) -> v1::ManagementResult {
@@ -306,7 +318,7 @@ impl Rig {
             ..v1::DesiredConfig::default()
         };
         let target = if name.is_empty() { Target::Gateway } else { Target::Device(id(name)) };
-        self.ask_as(Actor::named(ADMIN), Ask::Desire { target, document })
+        self.ask_until_answered(Ask::Desire { target, document })
     }
 
     pub fn state(&self, name: &str) -> State {
@@ -345,7 +357,11 @@ impl Rig {
         for (name, record) in self.core.lifecycle().devices() {
             assert_eq!(self.onboarding(name.as_str()).state, record.state.to_string(), "topic of {name}");
             let object = format!("devices/{name}");
-            let last = self.log.values().rev().find(|e| e.object == object && e.detail.contains(" to "));
+            let last = self
+                .log
+                .values()
+                .rev()
+                .find(|e| e.object == object && e.outcome == "done" && e.detail.contains(" to "));
             if let Some(entry) = last {
                 let says = entry.detail.split(" to ").nth(1).unwrap().split(':').next().unwrap();
                 assert_eq!(says, record.state.to_string(), "audit log of {name}: {entry:?}");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::states::{Action, Event, Guard, State, TABLE};
 use crate::contract::{timestamp, v1, v1::event::Severity};
 use crate::management::desired::TimeSettings;
-use crate::management::journal::{Journal, JournalError, Shelf, read_all};
+use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::Refusal;
 use crate::management::step::{Cause, Effect, Shown, Step};
 use crate::management::table::Word;
@@ -66,8 +66,8 @@ impl Clocks {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn load(journal: &impl Journal) -> Result<Self, JournalError> {
-        let records: BTreeMap<String, ClockRecord> = read_all(journal, Shelf::Clocks)?;
+    pub fn load(records: &Records) -> Result<Self, JournalError> {
+        let records: BTreeMap<String, ClockRecord> = records.read_all(Shelf::Clocks)?;
         let records = records.into_iter().filter_map(|(id, r)| Some((DeviceId::new(&id).ok()?, r))).collect();
         Ok(Self { records, watches: BTreeMap::new() })
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::v1;
-use crate::management::journal::{Journal, JournalError, Shelf, read_all};
+use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{Actor, Ask, Refusal};
 use crate::management::step::{Cause, Step};
 use crate::model::Stamp;
@@ -50,8 +50,8 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    pub(super) fn load(journal: &impl Journal) -> Result<Self, JournalError> {
-        let by_key: BTreeMap<String, Kept> = read_all(journal, Shelf::Answers)?;
+    pub(super) fn load(records: &Records) -> Result<Self, JournalError> {
+        let by_key: BTreeMap<String, Kept> = records.read_all(Shelf::Answers)?;
         let by_age = by_key.iter().map(|(key, kept)| (kept.order, key.clone())).collect();
         Ok(Self { by_key, by_age, dirty: BTreeSet::new() })
     }

@@ -13,7 +13,7 @@ use super::profile::Profile;
 use super::prove::{Verdict, Watcher, baseline, judge};
 use super::states::{Action, Event, Guard, State, TABLE};
 use crate::contract::v1::event::Severity;
-use crate::management::journal::{Journal, JournalError, Shelf, read_all};
+use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{FieldError, Refusal};
 use crate::management::step::{Cause, Effect, Shown, Step};
 use crate::management::table::Word;
@@ -82,13 +82,13 @@ impl Desired {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn load(journal: &impl Journal) -> Result<Self, JournalError> {
+    pub fn load(records: &Records) -> Result<Self, JournalError> {
         let mut jobs = BTreeMap::new();
-        for (key, job) in read_all::<Job>(journal, Shelf::Config)? {
+        for (key, job) in records.read_all::<Job>(Shelf::Config)? {
             jobs.insert(target_of(Shelf::Config, &key, &key)?, job);
         }
         let mut history: BTreeMap<Target, BTreeMap<u64, Version>> = BTreeMap::new();
-        for (key, version) in read_all::<Version>(journal, Shelf::History)? {
+        for (key, version) in records.read_all::<Version>(Shelf::History)? {
             let (target, _) = key.rsplit_once('/').unwrap_or((&key, ""));
             history.entry(target_of(Shelf::History, &key, target)?).or_default().insert(version.version, version);
         }

@@ -11,7 +11,7 @@ use super::states::{Action, Event, Guard, State, TABLE};
 use super::token::Token;
 use crate::contract::{topics, v1::event::Severity};
 use crate::management::desired::Profile;
-use crate::management::journal::{Journal, JournalError, Shelf, read_all};
+use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{Refusal, fits};
 use crate::management::step::{Cause, Effect, Shown, Step};
 use crate::management::table::Word;
@@ -117,8 +117,9 @@ pub enum Follow {
     Gone(DeviceId),
 }
 
-/// Pause between two attempts to erase or to issue credentials.
+/// Pause between two attempts to erase or to issue credentials, and to ask a silent device who it is.
 const RETRY_NS: u64 = 30_000_000_000;
+const ASK_AGAIN_NS: u64 = 600_000_000_000;
 
 /// All devices. Changes in memory at once; the caller makes the step durable, or loads again.
 #[derive(Debug, Default)]
@@ -137,17 +138,17 @@ impl Lifecycle {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn load(journal: &impl Journal, policy: Policy) -> Result<Self, JournalError> {
+    pub fn load(records: &Records, policy: Policy) -> Result<Self, JournalError> {
         let unreadable = |key: &str, e: crate::model::IdError| JournalError::Record {
             shelf: Shelf::Devices.as_str(),
             key: key.to_owned(),
             reason: e.to_string(),
         };
         let mut devices = BTreeMap::new();
-        for (key, record) in read_all::<DeviceRecord>(journal, Shelf::Devices)? {
+        for (key, record) in records.read_all::<DeviceRecord>(Shelf::Devices)? {
             devices.insert(DeviceId::new(&key).map_err(|e| unreadable(&key, e))?, record);
         }
-        let tokens = read_all(journal, Shelf::Tokens)?;
+        let tokens = records.read_all(Shelf::Tokens)?;
         let todo = devices.iter().filter(|(id, r)| wanted(id, r).is_some()).map(|(id, _)| (id.clone(), 0)).collect();
         Ok(Self { policy, devices, tokens, todo, ..Self::default() })
     }
@@ -563,8 +564,9 @@ impl Lifecycle {
         for id in due {
             match self.devices.get(&id).and_then(|record| wanted(&id, record)) {
                 Some(effect) => {
+                    let pause = if matches!(effect, Effect::Identify(_)) { ASK_AGAIN_NS } else { RETRY_NS };
                     step.act(effect);
-                    self.todo.insert(id, now.mono_ns.saturating_add(RETRY_NS));
+                    self.todo.insert(id, now.mono_ns.saturating_add(pause));
                 }
                 None => {
                     self.todo.remove(&id);
@@ -625,6 +627,7 @@ fn wanted(id: &DeviceId, record: &DeviceRecord) -> Option<Effect> {
             Some(Effect::Issue { device, signing_request: record.signing_request.clone() })
         }
         State::Discovered if record.source == Source::Found => Some(Effect::Identify(device)),
+        State::Enrolling | State::Replacing if record.pinned.is_none() => Some(Effect::Identify(device)),
         _ => None,
     }
 }

@@ -43,7 +43,7 @@ pub struct Token {
 pub struct Issued {
     /// Names it in lists and in the audit log.
     pub id: String,
-    /// The whole text to present: `fgt.{id}.{secret}`.
+    /// The whole text to present, `fgt.{id}.{secret}`; empty when the requester made the secret.
     pub text: String,
 }
 
@@ -107,13 +107,20 @@ impl Lifecycle {
             return Err(Refusal::new("too-many", format!("there are {MAX_TOKENS} tokens; revoke some")));
         }
         let id = hex(&random::<4>()?);
-        let secret = hex(&random::<16>()?);
-        let token = Token { hash: sha256_hex(secret.as_bytes()), made_by: cause.actor.clone(), ..token };
+        // A requester who made his own secret sent its hash.
+        let (hash, text) = match token.hash.as_str() {
+            "" => {
+                let secret = hex(&random::<16>()?);
+                (sha256_hex(secret.as_bytes()), format!("fgt.{id}.{secret}"))
+            }
+            known => (known.to_owned(), String::new()),
+        };
+        let token = Token { hash, made_by: cause.actor.clone(), ..token };
         let what = format!("{} uses for {}, expires in {} s", token.uses_left, token.device, life / 1000);
         step.audit(now, cause, "create-token", format!("tokens/{id}"), what, "done");
         step.put(Shelf::Tokens, id.clone(), &token);
         self.tokens.insert(id.clone(), token);
-        Ok(Issued { text: format!("fgt.{id}.{secret}"), id })
+        Ok(Issued { text, id })
     }
 
     /// Makes a token useless.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::document::{Document, Kind};
 use super::states::{Action, Event, Guard, State, TABLE};
 use crate::contract::v1::event::Severity;
-use crate::management::journal::{Journal, JournalError, Shelf, read_all};
+use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::lifecycle::{self, Lifecycle};
 use crate::management::request::Refusal;
 use crate::management::step::{Cause, Step};
@@ -54,8 +54,8 @@ impl Transfers {
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn load(journal: &impl Journal) -> Result<Self, JournalError> {
-        Ok(Self { transfers: read_all(journal, Shelf::Transfers)? })
+    pub fn load(records: &Records) -> Result<Self, JournalError> {
+        Ok(Self { transfers: records.read_all(Shelf::Transfers)? })
     }
 
     /// One transfer.

@@ -1,0 +1,97 @@
+//! One run of the gateway: wiring, supervision, reload, drain.
+//!
+//! `wire` builds the parts and connects them; this file tells the story of a run. Everything may be used here, and nothing
+//! uses this but the command line.
+//!
+//! Promise: a start that fails says what failed and leaves nothing behind; a stop takes at most five seconds and drains
+//! from south to north; a task that must not end takes the process with it, so that systemd starts a clean one.
+
+mod adapters;
+mod admin_service;
+mod commands;
+mod devices;
+mod events;
+mod health;
+mod ingest;
+mod latest;
+mod reload;
+mod sessions;
+mod supervisor;
+mod usage;
+mod watchdog;
+mod wire;
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use wire::{Gateway, StartError};
+
+use crate::config::{self, Loaded};
+use crate::platform::notify;
+use crate::telemetry::{Telemetry, TelemetryError};
+
+/// A stop takes at most this long.
+pub const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a run ended other than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration has problems.
+    #[error("{0}")]
+    Config(#[from] config::Problems),
+    /// Logging or export could not start.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// A part could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The operating system refused threads or signal handlers.
+    #[error("start the runtime: {0}")]
+    Runtime(std::io::Error),
+    /// A task ended that must not.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Runs the gateway with the configuration at `path` until SIGTERM, SIGINT or a failure.
+pub fn run(path: &Path) -> Result<(), RunError> {
+    let loaded = config::load(path)?;
+    let telemetry = Telemetry::start(
+        &loaded.gateway.log_config(),
+        loaded.gateway.otlp_config().as_ref(),
+        loaded.gateway.identity.id.as_str(),
+    )?;
+    let outcome = runtime()?.block_on(serve(path, loaded, &telemetry));
+    if let Err(error) = &outcome {
+        tracing::error!(%error, "the gateway ends");
+    }
+    telemetry.shutdown();
+    outcome
+}
+
+/// The runtime that every run uses: as many workers as cores, at most four.
+pub fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
+    let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(1, 4));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(workers).thread_name("fieldgate").enable_all().build().map_err(RunError::Runtime)
+}
+
+async fn serve(path: &Path, loaded: Loaded, telemetry: &Telemetry) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Runtime)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut gateway = Gateway::start(path, loaded, telemetry).await?;
+    notify::ready(&gateway.summary());
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        failure = gateway.failure() => Err(RunError::Failed(failure)),
+    };
+    notify::stopping();
+    gateway.stop(STOP_LIMIT).await;
+    outcome
+}

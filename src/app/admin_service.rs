@@ -1,0 +1,198 @@
+//! What the command line sees through the admin socket.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc};
+
+use super::health::HealthDesk;
+use super::latest::{DeviceView, Latest};
+use super::reload::ReloadHandle;
+use crate::admin::{Answer, DeviceLine, PointLine, Reply, Request, Service};
+use crate::contract::{ContractMessage, json_value, timestamp};
+use crate::model::{Batch, Point, Quality, Sample, Tier};
+use crate::southbound::Identity;
+
+/// Lines that a slow terminal may lag behind before it is told that it skipped some.
+const STREAM_DEPTH: usize = 1024;
+
+/// Answers from the tables of the running gateway.
+#[derive(Debug)]
+pub struct AdminService {
+    latest: Latest,
+    health: HealthDesk,
+    reload: ReloadHandle,
+}
+
+impl AdminService {
+    /// A service over these tables.
+    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle) -> Self {
+        Self { latest, health, reload }
+    }
+}
+
+impl Service for AdminService {
+    async fn answer(&self, request: Request) -> Reply {
+        match request {
+            Request::Devices => {
+                let devices = self.latest.read(|table| table.values().map(device_line).collect());
+                Reply::One(Answer::Devices { devices })
+            }
+            Request::Points { device } => Reply::One(self.points(device.as_deref())),
+            Request::Tail { device, point } => self.tail(device, point),
+            Request::Health => Reply::One(match serde_json::to_value(self.health.message()) {
+                Ok(value) => Answer::Json { value },
+                Err(error) => Answer::Error { error: error.to_string() },
+            }),
+            Request::Reload => Reply::One(match self.reload.reload().await {
+                Ok(text) => Answer::Text { text },
+                Err(error) => Answer::Error { error },
+            }),
+        }
+    }
+}
+
+impl AdminService {
+    fn points(&self, device: Option<&str>) -> Answer {
+        self.latest.read(|table| {
+            if let Some(name) = device
+                && !table.contains_key(name)
+            {
+                return unknown_device(name, table.keys().map(|id| id.as_str()));
+            }
+            let wanted = table.values().filter(|view| device.is_none_or(|name| view.device.id.as_str() == name));
+            let points = wanted
+                .flat_map(|view| view.device.points.iter().zip(&view.samples).map(|(p, s)| line(view, p, s.as_ref())));
+            Answer::Points { points: points.collect() }
+        })
+    }
+
+    fn tail(&self, device: Option<String>, point: Option<String>) -> Reply {
+        if let Some(name) = &device {
+            let unknown = self.latest.read(|t| {
+                (!t.contains_key(name.as_str())).then(|| unknown_device(name, t.keys().map(|id| id.as_str())))
+            });
+            if let Some(error) = unknown {
+                return Reply::One(error);
+            }
+        }
+        let (out, stream) = mpsc::channel(STREAM_DEPTH);
+        tokio::spawn(forward(self.latest.tail(), self.latest.clone(), device, point, out));
+        Reply::Stream(stream)
+    }
+}
+
+fn unknown_device<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Answer {
+    let known = known.collect::<Vec<_>>().join(", ");
+    Answer::Error { error: format!("there is no device {name:?}; configured are: {known}") }
+}
+
+/// Copies matching samples until the client leaves. What the client does not take in time is counted, not queued.
+async fn forward(
+    mut batches: broadcast::Receiver<Arc<Batch>>,
+    latest: Latest,
+    device: Option<String>,
+    point: Option<String>,
+    out: mpsc::Sender<Answer>,
+) {
+    loop {
+        let batch = tokio::select! {
+            () = out.closed() => return,
+            next = batches.recv() => match next {
+                Ok(batch) => batch,
+                Err(broadcast::error::RecvError::Closed) => return,
+                Err(broadcast::error::RecvError::Lagged(count)) => {
+                    if out.send(Answer::Skipped { count }).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            },
+        };
+        if device.as_deref().is_some_and(|d| d != batch.device.as_str()) {
+            continue;
+        }
+        let units: BTreeMap<String, String> = latest.read(|table| {
+            let points = table.get(&batch.device).map(|v| v.device.points.clone());
+            points.iter().flat_map(|p| p.iter()).map(|p| (p.id.to_string(), p.unit.clone())).collect()
+        });
+        for sample in batch.samples.iter().filter(|s| point.as_deref().is_none_or(|p| p == s.point.as_str())) {
+            let unit = units.get(sample.point.as_str()).cloned().unwrap_or_default();
+            let line = sample_line(batch.device.as_str(), sample, unit);
+            if out.send(Answer::Sample(line)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One device for a table.
+pub fn device_line(view: &DeviceView) -> DeviceLine {
+    DeviceLine {
+        device: view.device.id.to_string(),
+        protocol: view.device.protocol.to_owned(),
+        address: view.device.address.clone(),
+        tier: if view.device.tier == Tier::Two { 2 } else { 1 },
+        state: view.state.as_str().to_owned(),
+        reason: view.state.reason().unwrap_or_default().to_owned(),
+        points: view.device.points.len(),
+        requests: view.stats.requests,
+        failures: view.stats.failures,
+        overruns: view.stats.overruns.values().sum(),
+        identity: identity(&view.identity),
+    }
+}
+
+fn identity(identity: &Identity) -> BTreeMap<String, String> {
+    let named = [
+        ("vendor", &identity.vendor),
+        ("model", &identity.model),
+        ("serial", &identity.serial),
+        ("firmware", &identity.firmware),
+    ];
+    let named = named.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text.clone()?)));
+    named.chain(identity.other.clone()).collect()
+}
+
+fn line(view: &DeviceView, point: &Point, sample: Option<&Sample>) -> PointLine {
+    let device = view.device.id.as_str();
+    match sample {
+        Some(sample) => sample_line(device, sample, point.unit.clone()),
+        None => PointLine {
+            device: device.to_owned(),
+            point: point.id.to_string(),
+            value: serde_json::Value::Null,
+            unit: point.unit.clone(),
+            quality: quality(Quality::Bad),
+            reason: "not-yet-read".to_owned(),
+            time: String::new(),
+        },
+    }
+}
+
+fn sample_line(device: &str, sample: &Sample, unit: String) -> PointLine {
+    let json = sample.value.as_ref().map(json_value);
+    PointLine {
+        device: device.to_owned(),
+        point: sample.point.to_string(),
+        value: json.and_then(|v| serde_json::to_value(v).ok()).unwrap_or_default(),
+        unit,
+        quality: quality(sample.quality),
+        reason: sample.reason.map_or_else(String::new, |r| r.as_str().to_owned()),
+        time: rfc3339(sample.at.wall_ms),
+    }
+}
+
+fn quality(quality: Quality) -> String {
+    match quality {
+        Quality::Good => "good",
+        Quality::Uncertain => "uncertain",
+        Quality::Bad => "bad",
+    }
+    .to_owned()
+}
+
+fn rfc3339(wall_ms: i64) -> String {
+    let text = timestamp(wall_ms).encode_as(crate::contract::Encoding::Json);
+    String::from_utf8_lossy(&text).trim_matches('"').to_owned()
+}

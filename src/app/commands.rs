@@ -1,0 +1,172 @@
+//! Commands on their way from a session to a device and back: requests in, writes through scaling and driver, answers and
+//! audit lines into the critical lane.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::events::EventLog;
+use super::ingest::device_hash;
+use crate::contract::{ContractMessage, Encoding};
+use crate::management::command::{
+    Answer, AnswerSink, CommandKey, CommandLedger, CommandRequest, CommandService, DeviceWriter, LedgerEntry,
+    LedgerError, Receipt, WriteFailure,
+};
+use crate::model::{Device, DeviceId, Lane, PointId, RecordKind, Value};
+use crate::northbound::{self, Notice, RequestKind};
+use crate::pipeline::{DevicePipeline, Scaling};
+use crate::platform::clock::SharedClock;
+use crate::southbound::Southbound;
+use crate::store::{Change, NewRecord, Store};
+
+/// Tree of the state store that holds commands and their answers.
+const COMMANDS: &str = "commands";
+
+/// The scalings of all devices; shared, replaced by a reload.
+#[derive(Debug, Clone, Default)]
+pub struct Scalings(Arc<RwLock<HashMap<DeviceId, (Arc<Device>, Scaling)>>>);
+
+impl Scalings {
+    /// Takes those of a new configuration.
+    pub fn set(&self, pipelines: &[DevicePipeline]) {
+        let of = |p: &DevicePipeline| (p.device().id.clone(), (p.device().clone(), p.scaling()));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = pipelines.iter().map(of).collect();
+    }
+
+    fn find(&self, device: &DeviceId, point: &PointId) -> Result<(u32, Scaling), String> {
+        let scalings = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let (known, scaling) = scalings.get(device).ok_or_else(|| format!("device {device} is not configured"))?;
+        let index = known.points.iter().position(|p| p.id == *point);
+        let index = index.ok_or_else(|| format!("device {device} has no point {point}"))?;
+        Ok((index as u32, scaling.clone()))
+    }
+}
+
+/// Writes through scaling and driver.
+#[derive(Debug, Clone)]
+pub struct ScaledWriter {
+    /// How values are scaled.
+    pub scalings: Scalings,
+    /// Who writes.
+    pub southbound: Southbound,
+}
+
+impl DeviceWriter for ScaledWriter {
+    fn check(&self, device: &DeviceId, point: &PointId, value: &Value) -> Result<(), String> {
+        let (index, scaling) = self.scalings.find(device, point)?;
+        scaling.unscale(index, value).map(drop).map_err(|e| e.to_string())
+    }
+
+    async fn write(&self, device: &DeviceId, point: &PointId, value: Value) -> Result<Option<Value>, WriteFailure> {
+        let refused = |message: String| WriteFailure { code: "refused".to_owned(), message, may_have_happened: false };
+        let (index, scaling) = self.scalings.find(device, point).map_err(refused)?;
+        let raw = scaling.unscale(index, &value).map_err(|e| refused(e.to_string()))?;
+        match self.southbound.write(device, index, raw).await {
+            Ok(done) => Ok(done.read_back.and_then(|raw| scaling.rescale(index, raw))),
+            Err(error) => Err(WriteFailure {
+                code: error.code().to_owned(),
+                message: error.to_string(),
+                may_have_happened: error.may_have_happened(),
+            }),
+        }
+    }
+}
+
+/// The ledger of commands in the state store.
+#[derive(Debug, Clone)]
+pub struct LedgerInState(pub Store);
+
+impl CommandLedger for LedgerInState {
+    async fn load(&self) -> Result<Vec<LedgerEntry>, LedgerError> {
+        let all = self.0.state().scan(COMMANDS, "").await;
+        let all = all.map_err(|e| LedgerError { act: "read", reason: e.to_string() })?;
+        // One damaged entry must not keep the gateway from starting; its command counts as never seen.
+        let readable = |(key, octets): &(String, Bytes)| {
+            LedgerEntry::decode(octets).inspect_err(|error| tracing::error!(key, %error, "command left out")).ok()
+        };
+        Ok(all.iter().filter_map(readable).collect())
+    }
+
+    async fn apply(&self, put: Vec<LedgerEntry>, remove: Vec<CommandKey>) -> Result<(), LedgerError> {
+        let removed = remove.into_iter().map(|key| Change { key: key.as_text(), value: None });
+        let put = put.into_iter().map(|entry| Change { key: entry.key.as_text(), value: Some(entry.encode()) });
+        let changes: Vec<_> = removed.chain(put).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.0.state().batch(COMMANDS, changes).await.map_err(|e| LedgerError { act: "written", reason: e.to_string() })
+    }
+}
+
+/// Answers and audit lines as records of the critical lane.
+#[derive(Debug, Clone)]
+pub struct AnswersToLog {
+    /// Where they go.
+    pub store: Store,
+    /// Their time.
+    pub clock: SharedClock,
+}
+
+impl AnswerSink for AnswersToLog {
+    async fn answer(&self, answers: Vec<Answer>) -> Result<(), String> {
+        let record = |kind, device: u32, payload: Bytes| NewRecord {
+            lane: Lane::Critical,
+            kind,
+            device,
+            ts_ms: self.clock.wall_ms(),
+            count: 1,
+            payload,
+        };
+        let mut records = Vec::with_capacity(2 * answers.len());
+        for Answer { result, audit } in answers {
+            let device = device_hash(&result.device);
+            records.extend(audit.map(|entry| record(RecordKind::Audit, device, entry.encode_as(Encoding::Protobuf))));
+            records.push(record(RecordKind::CommandResult, device, result.encode_as(Encoding::Protobuf)));
+        }
+        self.store.append_synced(records).await.map(drop).map_err(|e| e.to_string())
+    }
+}
+
+/// Hands requests of the sessions to the command service until `token` is cancelled.
+pub async fn run(
+    service: CommandService,
+    mut requests: mpsc::Receiver<northbound::Request>,
+    token: CancellationToken,
+) -> Result<(), String> {
+    loop {
+        let request = tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            next = requests.recv() => match next {
+                Some(request) => request,
+                None => return Ok(()),
+            },
+        };
+        let northbound::Request { origin, kind, receipt } = request;
+        let RequestKind::Command { device, command } = kind;
+        let request = CommandRequest { device, command, actor: origin.actor() };
+        if service.submit(request, Receipt::new(move || receipt.accept())).await.is_err() {
+            return if token.is_cancelled() { Ok(()) } else { Err("the command service ended".to_owned()) };
+        }
+    }
+}
+
+/// Turns notices of the sessions into events.
+pub async fn keep_notices(
+    mut notices: mpsc::Receiver<Notice>,
+    events: EventLog,
+    token: CancellationToken,
+) -> Result<(), String> {
+    loop {
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            notice = notices.recv() => {
+                let Some(notice) = notice else { return Ok(()) };
+                let message = format!("consumer {}: {}", notice.consumer, notice.message);
+                events.report(notice.severity.into(), notice.kind, "", message).await;
+            }
+        }
+    }
+}

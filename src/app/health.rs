@@ -1,0 +1,213 @@
+//! The health message, and the same facts as measurements for OpenTelemetry.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+
+use super::ingest::IngestStats;
+use super::latest::{DeviceView, Latest};
+use crate::broker::BrokerStats;
+use crate::contract::{timestamp, topics, v1};
+use crate::model::Lane;
+use crate::northbound::{ConsumerHealth, StateBoard};
+use crate::platform::clock::SharedClock;
+use crate::platform::process;
+use crate::southbound::DeviceState;
+use crate::store::{LaneStats, Stats};
+use crate::telemetry::Measurement;
+
+use std::sync::atomic::Ordering::Relaxed;
+
+/// How often the message is renewed while nothing happens.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where the numbers come from. Cheap to clone.
+#[derive(Clone)]
+pub struct HealthDesk {
+    clock: SharedClock,
+    latest: Latest,
+    ingest: Arc<IngestStats>,
+    store: watch::Receiver<Stats>,
+    broker: Arc<dyn Fn() -> Option<BrokerStats> + Send + Sync>,
+    consumers: Arc<RwLock<Vec<watch::Receiver<ConsumerHealth>>>>,
+    /// What an operator should know and no counter says, such as a reload that was refused.
+    problems: Arc<RwLock<Vec<String>>>,
+}
+
+impl std::fmt::Debug for HealthDesk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HealthDesk").finish_non_exhaustive()
+    }
+}
+
+impl HealthDesk {
+    /// A desk without consumers yet.
+    pub fn new(
+        clock: SharedClock,
+        latest: Latest,
+        ingest: Arc<IngestStats>,
+        store: watch::Receiver<Stats>,
+        broker: Arc<dyn Fn() -> Option<BrokerStats> + Send + Sync>,
+    ) -> Self {
+        Self { clock, latest, ingest, store, broker, consumers: Arc::default(), problems: Arc::default() }
+    }
+
+    /// Replaces the consumers that are shown.
+    pub fn set_consumers(&self, consumers: Vec<watch::Receiver<ConsumerHealth>>) {
+        *self.consumers.write().unwrap_or_else(PoisonError::into_inner) = consumers;
+    }
+
+    /// Replaces the standing problems.
+    pub fn set_problems(&self, problems: Vec<String>) {
+        *self.problems.write().unwrap_or_else(PoisonError::into_inner) = problems;
+    }
+
+    /// The message now.
+    pub fn message(&self) -> v1::Health {
+        let now = self.clock.now();
+        let consumers: Vec<_> = self.consumers().iter().map(|c| c.to_contract(now.wall_ms)).collect();
+        let (devices, mut problems) = self.latest.read(|table| {
+            let devices: Vec<_> = table.values().map(device_health).collect();
+            let down = table.values().filter_map(|v| Some(format!("device {}: {}", v.device.id, v.state.reason()?)));
+            (devices, down.collect::<Vec<_>>())
+        });
+        problems.extend(
+            consumers.iter().filter(|c| !c.reason.is_empty()).map(|c| format!("consumer {}: {}", c.name, c.reason)),
+        );
+        problems.extend(self.problems.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        v1::Health {
+            time: Some(timestamp(now.wall_ms)),
+            clock: v1::ClockTrust::from(now.trust).into(),
+            uptime_seconds: now.mono_ns / 1_000_000_000,
+            memory_bytes: process::resident_bytes(),
+            devices,
+            consumers,
+            lanes: lanes(&self.store.borrow()),
+            samples_read: self.ingest.read.load(Relaxed),
+            samples_kept: self.ingest.kept.load(Relaxed),
+            problems,
+        }
+    }
+
+    /// All measurements now.
+    pub fn measurements(&self) -> Vec<Measurement> {
+        let now = self.clock.now();
+        let mut all = vec![
+            Measurement::new("process.uptime", now.mono_ns as f64 / 1e9),
+            Measurement::new("process.memory.usage", process::resident_bytes() as f64),
+            Measurement::new("fieldgate.samples.read", self.ingest.read.load(Relaxed) as f64),
+            Measurement::new("fieldgate.samples.kept", self.ingest.kept.load(Relaxed) as f64),
+        ];
+        self.latest.read(|table| table.values().for_each(|view| measure_device(view, &mut all)));
+        for lane in lanes(&self.store.borrow()) {
+            let of = |name, value: f64| Measurement::new(name, value).with("lane", lane.lane.as_str());
+            all.push(of("fieldgate.store.bytes", lane.bytes as f64));
+            all.push(of("fieldgate.store.quota", lane.quota_bytes as f64));
+            all.push(of("fieldgate.store.evicted", lane.evicted_records as f64));
+            all.push(of("fieldgate.store.write_amplification", lane.write_amplification));
+        }
+        for consumer in self.consumers() {
+            let of = |name, value: f64| Measurement::new(name, value).with("consumer", consumer.name.as_str());
+            let oldest = consumer.depth.oldest_ms.map_or(0, |ms| (now.wall_ms - ms).max(0));
+            all.push(of("fieldgate.consumer.connected", f64::from(u8::from(consumer.connected))));
+            all.push(of("fieldgate.consumer.pending", consumer.depth.records as f64));
+            all.push(of("fieldgate.consumer.oldest", oldest as f64 / 1e3));
+            all.push(of("fieldgate.consumer.confirmed", consumer.confirmed as f64));
+            all.push(of("fieldgate.consumer.lost", consumer.lost as f64));
+        }
+        if let Some(broker) = (self.broker)() {
+            all.push(Measurement::new("fieldgate.broker.clients", broker.clients as f64));
+            all.push(Measurement::new("fieldgate.broker.messages_in", broker.messages_in as f64));
+            all.push(Measurement::new("fieldgate.broker.messages_out", broker.messages_out as f64));
+            all.push(Measurement::new("fieldgate.broker.slow_clients", broker.slow_clients as f64));
+            all.push(Measurement::new(
+                "fieldgate.broker.refused",
+                (broker.refused_logins
+                    + broker.refused_connections
+                    + broker.denied_publishes
+                    + broker.denied_subscriptions) as f64,
+            ));
+        }
+        all
+    }
+
+    /// Renews the message on the board every 10 s, and within a second after a consumer or the store changed.
+    pub async fn run(self, board: StateBoard, token: CancellationToken) -> Result<(), String> {
+        let mut ticks = interval(Duration::from_secs(1));
+        let mut last: Option<(u64, String)> = None;
+        loop {
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                _ = ticks.tick() => {}
+            }
+            let message = self.message();
+            // What people act on; counters alone wait for the interval.
+            let face = format!(
+                "{:?}{:?}",
+                message.problems,
+                message
+                    .devices
+                    .iter()
+                    .map(|d| &d.state)
+                    .chain(message.consumers.iter().map(|c| &c.reason))
+                    .collect::<Vec<_>>()
+            );
+            let due =
+                last.as_ref().is_none_or(|(at, old)| *old != face || message.uptime_seconds >= at + INTERVAL.as_secs());
+            if due {
+                last = Some((message.uptime_seconds, face));
+                board.set(topics::HEALTH, &message);
+            }
+        }
+    }
+
+    fn consumers(&self) -> Vec<ConsumerHealth> {
+        let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
+        consumers.iter().map(|c| c.borrow().clone()).collect()
+    }
+}
+
+fn device_health(view: &DeviceView) -> v1::DeviceHealth {
+    v1::DeviceHealth {
+        device: view.device.id.to_string(),
+        state: view.state.as_str().to_owned(),
+        reason: view.state.reason().unwrap_or_default().to_owned(),
+        requests: view.stats.requests,
+        failures: view.stats.failures,
+        overruns: view.stats.overruns.iter().map(|(cause, count)| ((*cause).to_owned(), *count)).collect(),
+        last_reply: view.stats.last_reply.map(|at| timestamp(at.wall_ms)),
+    }
+}
+
+fn measure_device(view: &DeviceView, all: &mut Vec<Measurement>) {
+    let of = |name, value: f64| Measurement::new(name, value).with("device", view.device.id.as_str());
+    let up = matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. });
+    all.push(of("fieldgate.device.up", f64::from(u8::from(up))));
+    all.push(of("fieldgate.device.requests", view.stats.requests as f64));
+    all.push(of("fieldgate.device.failures", view.stats.failures as f64));
+    for (cause, count) in &view.stats.overruns {
+        all.push(of("fieldgate.device.overruns", *count as f64).with("cause", *cause));
+    }
+}
+
+fn lanes(stats: &Stats) -> Vec<v1::LaneHealth> {
+    [(Lane::Critical, &stats.critical), (Lane::Bulk, &stats.bulk)]
+        .map(|(lane, of)| lane_health(lane, of, stats))
+        .to_vec()
+}
+
+fn lane_health(lane: Lane, of: &LaneStats, stats: &Stats) -> v1::LaneHealth {
+    v1::LaneHealth {
+        lane: lane.as_str().to_owned(),
+        bytes: of.allocated_bytes,
+        quota_bytes: stats.quota_bytes,
+        first_seq: 0,
+        last_seq: of.next_seq.saturating_sub(1),
+        synced_seq: of.durable_seq,
+        evicted_records: of.lost.values().sum(),
+        write_amplification: stats.write_amplification,
+    }
+}

@@ -1,0 +1,272 @@
+//! The gateway's parts and the lines between them. Read top-down: `start` builds from the disk northwards and starts the
+//! devices last, so that the first sample already has a store to go to; `stop` drains the other way round.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::adapters::RetainedInState;
+use super::admin_service::AdminService;
+use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
+use super::devices::DeviceDesk;
+use super::events::EventLog;
+use super::health::HealthDesk;
+use super::ingest::{Control, Ingest, IngestStats};
+use super::latest::Latest;
+use super::reload::{self, InForce, Reloader};
+use super::sessions::{Sessions, Wanted};
+use super::supervisor::Supervisor;
+use super::watchdog;
+use crate::broker::{EmbeddedBroker, LocalBroker};
+use crate::config::Loaded;
+use crate::management::command::{CommandLimits, CommandService};
+use crate::model::Device;
+use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
+use crate::pipeline::DevicePipeline;
+use crate::platform::clock::{SharedClock, SystemClock};
+use crate::southbound::{DeviceConfig, Southbound};
+use crate::store::Store;
+use crate::telemetry::Telemetry;
+use crate::{admin, store};
+
+/// Why a part could not start.
+#[derive(Debug, thiserror::Error)]
+#[error("start {part}: {reason}")]
+pub struct StartError {
+    part: &'static str,
+    reason: String,
+}
+
+fn failed(part: &'static str) -> impl Fn(&dyn std::fmt::Display) -> StartError {
+    move |reason| StartError { part, reason: reason.to_string() }
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    supervisor: Supervisor,
+    southbound: Southbound,
+    store: Store,
+    broker: Option<EmbeddedBroker>,
+    reloader: Arc<Reloader>,
+    latest: Latest,
+    summary: String,
+}
+
+impl Gateway {
+    /// Builds and starts everything that `loaded` names; `path` is where a reload reads it again.
+    pub async fn start(path: &Path, loaded: Loaded, telemetry: &Telemetry) -> Result<Self, StartError> {
+        // Every TLS connection of this process uses ring; a second call (tests) changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let clock: SharedClock = SystemClock::shared();
+        let mut supervisor = Supervisor::default();
+        let token = supervisor.token();
+        let summary = format!("{} devices", loaded.devices.len());
+
+        // The store first: everything else writes to it.
+        create_private(&loaded.gateway.identity.data_dir).map_err(|e| failed("data directory")(&e))?;
+        let store = open_store(&loaded, &clock).await?;
+        let epoch = store.state().next_epoch().await.map_err(|e| failed("state store")(&e))?;
+        let events = EventLog::new(store.clone(), clock.clone());
+
+        // The embedded broker, if there is one.
+        let broker = match loaded.gateway.broker_config().map_err(|e| failed("embedded broker")(&e))? {
+            Some(config) => {
+                let retained = RetainedInState(store.clone());
+                let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
+                Some(started.map_err(|e| failed("embedded broker")(&e))?)
+            }
+            None => None,
+        };
+        if let Some(broker) = broker.clone() {
+            let token = token.clone();
+            supervisor.spawn("embedded broker", async move {
+                tokio::select! {
+                    () = token.cancelled() => Ok(()),
+                    error = broker.failed() => Err(error.to_string()),
+                }
+            });
+        }
+
+        // What the sessions share: state topics, requests in, notices out.
+        let board = StateBoard::default();
+        let (ask, asked) = mpsc::channel(loaded.gateway.limits.command_queue);
+        let (notice, notices) = mpsc::channel(64);
+        let (directory, directory_watch) = watch::channel(Arc::new(directory(&loaded)));
+        let context = Context {
+            gateway: GatewayInfo {
+                id: loaded.gateway.identity.id.to_string(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                epoch,
+            },
+            board: board.clone(),
+            directory: directory_watch,
+            requests: ask,
+            notices: notice,
+            clock: clock.clone(),
+        };
+        let mut sessions = Sessions::new(store.clone(), context, broker.clone());
+        sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
+        sessions.release_unknown().await;
+
+        // From drivers to the log.
+        let latest = Latest::default();
+        latest.set_devices(loaded.devices.iter().map(|d| &d.model));
+        let stats = Arc::new(IngestStats::default());
+        let desk = DeviceDesk::new(store.clone(), board.clone(), events.clone(), clock.clone());
+        desk.declare(&models(&loaded)).await.map_err(|e| failed("onboarding")(&e))?;
+        let pipelines = pipelines(&loaded);
+        let scalings = Scalings::default();
+        scalings.set(&pipelines);
+        let (update, updates) = mpsc::channel(loaded.gateway.limits.scan_queue);
+        let (control, controls) = mpsc::channel::<Control>(4);
+        let ingest = Ingest::new(pipelines, store.clone(), latest.clone(), desk.clone(), clock.clone(), stats.clone());
+        supervisor.spawn("ingest", ingest.run(updates, controls));
+        let southbound = Southbound::start(drivers(&loaded), update, clock.clone());
+
+        // What people and systemd see.
+        let broker_stats = broker.clone();
+        let broker_stats = Arc::new(move || broker_stats.as_ref().map(LocalBroker::stats));
+        let health = HealthDesk::new(clock.clone(), latest.clone(), stats.clone(), store.stats(), broker_stats);
+        health.set_consumers(sessions.health());
+        telemetry.export({
+            let health = health.clone();
+            Arc::new(move || health.measurements())
+        });
+        supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
+        supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
+        supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
+        let limits = &loaded.gateway.limits;
+        let limits = CommandLimits {
+            queue: limits.command_queue,
+            per_second: limits.commands_per_second,
+            timeout: limits.command_timeout,
+        };
+        let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
+        let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
+        let devices = loaded.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
+        let started =
+            CommandService::start(limits, devices, writer, LedgerInState(store.clone()), answers, clock.clone()).await;
+        let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
+        supervisor.spawn("requests", commands::run(command_service.clone(), asked, token.clone()));
+        supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });
+
+        // Reload and the local door.
+        let (handle, reload_requests) = reload::channel();
+        let admin_path = loaded.gateway.identity.data_dir.join(admin::SOCKET);
+        let reloader = Arc::new(Reloader {
+            in_force: tokio::sync::Mutex::new(InForce { path: path.to_owned(), loaded }),
+            sessions: tokio::sync::Mutex::new(sessions),
+            southbound: southbound.clone(),
+            control,
+            directory,
+            latest: latest.clone(),
+            desk,
+            scalings,
+            commands: command_service,
+            health: health.clone(),
+            events,
+            logs: telemetry.logs.clone(),
+        });
+        supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
+        let service = Arc::new(AdminService::new(latest.clone(), health, handle));
+        supervisor.spawn_restarting("admin socket", move || {
+            let (path, service, token) = (admin_path.clone(), service.clone(), token.clone());
+            async move {
+                tokio::select! {
+                    () = token.cancelled() => Ok(()),
+                    ended = admin::serve(&path, service) => ended.map_err(|e| e.to_string()),
+                }
+            }
+        });
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch, "gateway started with {summary}");
+        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary })
+    }
+
+    /// One line for `systemctl status`.
+    pub fn summary(&self) -> String {
+        self.summary.clone()
+    }
+
+    /// The last values, for the demo's table.
+    pub fn latest(&self) -> &Latest {
+        &self.latest
+    }
+
+    /// Addresses that the embedded broker listens on.
+    pub fn broker_addresses(&self) -> Vec<std::net::SocketAddr> {
+        self.broker.as_ref().map(|b| b.addresses().to_vec()).unwrap_or_default()
+    }
+
+    /// Waits until a task ends that must not; says which and why.
+    pub async fn failure(&mut self) -> String {
+        self.supervisor.failure().await.to_string()
+    }
+
+    /// Drains from south to north within `limit`.
+    pub async fn stop(self, limit: Duration) {
+        let begun = Instant::now();
+        let deadline = begun + limit;
+        // No new samples; the ingest task ends by itself when the last scan is in the log.
+        let drain = async {
+            self.southbound.shutdown().await;
+            self.store.sync().await;
+            self.reloader.sessions.lock().await.stop().await;
+        };
+        if timeout_at(begun + limit.mul_f64(0.5), drain).await.is_err() {
+            tracing::warn!("not everything was sent before the stop; it will be sent after the next start");
+        }
+        self.supervisor.shutdown(limit.mul_f64(0.2)).await;
+        if let Some(broker) = self.broker
+            && timeout_at(begun + limit.mul_f64(0.85), broker.shutdown()).await.is_err()
+        {
+            tracing::warn!("the embedded broker did not stop in time");
+        }
+        match timeout_at(deadline, self.store.close()).await {
+            Ok(Ok(())) => tracing::info!("stopped in {:?}", begun.elapsed()),
+            Ok(Err(error)) => tracing::error!(%error, "the store was not closed cleanly"),
+            Err(_) => tracing::error!("the store did not close in time; it recovers at the next start"),
+        }
+    }
+}
+
+async fn open_store(loaded: &Loaded, clock: &SharedClock) -> Result<Store, StartError> {
+    let (config, clock) = (loaded.gateway.store_config(), clock.clone());
+    let opened = tokio::task::spawn_blocking(move || store::Store::open(config, clock)).await;
+    opened.map_err(|e| failed("store")(&e))?.map_err(|e| failed("store")(&e))
+}
+
+fn create_private(directory: &Path) -> Result<(), String> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|e| format!("create {}: {e}", directory.display()))
+}
+
+/// What publishers know of the devices.
+pub(super) fn directory(loaded: &Loaded) -> Directory {
+    loaded.devices.iter().map(|d| (d.model.id.to_string(), d.model.clone())).collect()
+}
+
+/// The devices as everyone but their drivers sees them.
+pub(super) fn models(loaded: &Loaded) -> Vec<Arc<Device>> {
+    loaded.devices.iter().map(|d| d.model.clone()).collect()
+}
+
+/// One fresh pipeline per device.
+pub(super) fn pipelines(loaded: &Loaded) -> Vec<DevicePipeline> {
+    let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules(), d.batch_limits());
+    loaded.devices.iter().map(of).collect()
+}
+
+/// The devices as their drivers see them.
+pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
+    loaded.devices.iter().map(|d| d.southbound()).collect()
+}
+
+/// The consumers of the log that are configured.
+pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
+    loaded.gateway.consumers().into_iter().map(|(config, tls)| Wanted { config, tls }).collect()
+}

@@ -1,0 +1,54 @@
+//! Commands about the configuration: `check`, `explain`, `init`, `hash-password`.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use super::CliError;
+use crate::config::{self, starter, summary::Summary};
+use crate::security::{Secret, hash_password as hash};
+
+/// `fieldgate check`
+pub fn check(path: &Path) -> Result<(), CliError> {
+    let loaded = config::load(path)?;
+    print!("{}", Summary(&loaded));
+    println!("the configuration is in order");
+    Ok(())
+}
+
+/// `fieldgate explain`
+pub fn explain(path: &Path, device: Option<&str>) -> Result<(), CliError> {
+    let devices = config::load(path)?.devices.iter().map(|d| d.southbound()).collect::<Vec<_>>();
+    if let Some(name) = device
+        && !devices.iter().any(|d| d.device.id.as_str() == name)
+    {
+        let known: Vec<_> = devices.iter().map(|d| d.device.id.as_str()).collect();
+        return Err(CliError::Other(format!("there is no device {name:?}; configured are: {}", known.join(", "))));
+    }
+    let _ = &devices;
+    Ok(())
+}
+
+/// `fieldgate init`
+pub fn init(directory: &Path, options: &starter::Options) -> Result<(), CliError> {
+    for file in starter::write(directory, options).map_err(|e| CliError::Other(e.to_string()))? {
+        println!("wrote {}", file.display());
+    }
+    let directory = directory.display();
+    println!("\nNext: edit the files in {directory}/devices, then");
+    println!("  fieldgate --config {directory} check");
+    println!("  fieldgate --config {directory} run");
+    Ok(())
+}
+
+/// `fieldgate hash-password`: the password is read from standard input, so that it stands in no process list.
+pub fn hash_password() -> Result<(), CliError> {
+    let mut input = std::io::stdin();
+    if input.is_terminal() {
+        eprintln!("Type the password, then Enter and Ctrl-D (it is shown):");
+    }
+    let mut text = String::new();
+    input.read_to_string(&mut text).map_err(|e| CliError::Other(format!("read the password: {e}")))?;
+    let password = Secret::new(text.trim_end_matches(['\r', '\n']));
+    println!("{}", hash(&password).map_err(|e| CliError::Other(e.to_string()))?.as_str());
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Reads `[store]`.
+
+use std::time::Duration;
+
+use crate::config::checked::{FullPolicy, Store, SyncMode};
+use crate::config::reader::Reader;
+use crate::config::units::format_size;
+use crate::config::value::{choice, millis, size};
+
+const MIB: u64 = 1 << 20;
+const SYNC: &[(&str, SyncMode)] =
+    &[("always", SyncMode::Always), ("interval", SyncMode::Interval), ("os", SyncMode::Os)];
+const FULL: &[(&str, FullPolicy)] = &[
+    ("drop-oldest", FullPolicy::DropOldest),
+    ("drop-newest", FullPolicy::DropNewest),
+    ("push-back", FullPolicy::PushBack),
+];
+
+pub(super) fn read(section: &Reader<'_>) -> Store {
+    let max_size = section.or("max_size", 1024 * MIB, size(8 * MIB..=16 << 40));
+    let quarter = (16 * MIB).min(max_size / 4);
+    let store = Store {
+        max_size,
+        critical_min: section.or("critical_min", quarter, size(MIB..=16 << 40)),
+        bulk_min: section.or("bulk_min", quarter, size(MIB..=16 << 40)),
+        sync: section.or("sync", SyncMode::Interval, choice(SYNC)),
+        critical_interval: section.or("critical_interval", Duration::from_millis(5), millis(1, 10_000)),
+        bulk_interval: section.or("bulk_interval", Duration::from_millis(100), millis(1, 60_000)),
+        when_full: section.or("when_full", FullPolicy::DropOldest, choice(FULL)),
+        max_age: section.optional("max_age", millis(60_000, 3_650 * 86_400_000)),
+    };
+    if store.critical_min.saturating_add(store.bulk_min) > store.max_size {
+        let text = format!(
+            "`critical_min` and `bulk_min` together are more than `max_size` ({}); raise it",
+            format_size(store.max_size)
+        );
+        section.error("max_size", text);
+    }
+    if store.sync == SyncMode::Os {
+        section.warn(
+            "sync",
+            "\"os\": a power cut loses what the operating system has not written yet, up to 30 s and more",
+        );
+    }
+    store
+}

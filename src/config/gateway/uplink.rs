@@ -1,0 +1,112 @@
+//! Reads `[[uplink]]`: other brokers that get what the store keeps.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{consumer, topic_root};
+use crate::config::checked::{ClientTls, Identity, MqttVersion, Server, Uplink};
+use crate::config::problem::Place;
+use crate::config::reader::Reader;
+use crate::config::secret::twice;
+use crate::config::tree::Item;
+use crate::config::value::{choice, host_port, line, millis, size};
+use crate::model::is_unreserved;
+
+const VERSIONS: &[(&str, MqttVersion)] = &[("3.1.1", MqttVersion::V4), ("5", MqttVersion::V5)];
+
+pub(super) fn read(root: &Reader<'_>, gateway: &Identity) -> Vec<Uplink> {
+    let mut seen: BTreeMap<String, Place> = BTreeMap::new();
+    let mut uplinks = Vec::new();
+    for reader in root.tables("uplink", "uplink") {
+        let Some(uplink) = uplink(&reader, gateway) else { continue };
+        if let Some(first) = seen.insert(uplink.name.clone(), reader.place("name").clone()) {
+            reader.error("name", twice("uplink", &uplink.name, &first));
+        }
+        uplinks.push(uplink);
+    }
+    uplinks
+}
+
+fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
+    let name = reader.required("name", "name = \"site\"", name);
+    let servers = reader.list("servers", server).unwrap_or_default();
+    if servers.is_empty() {
+        let text = "`servers` is missing or empty; write servers = [\"mqtts://broker.example:8883\"]";
+        reader.context.error(reader.place("servers"), reader.key("servers"), text);
+    }
+    let encrypted = servers.iter().any(|s| s.tls);
+    let tls = client_tls(&reader.section("tls", "uplink.tls"));
+    if reader.has("tls") && !encrypted && !servers.is_empty() {
+        reader.error("tls", "is set, but no server is spoken to over TLS; write mqtts:// in `servers`");
+    }
+    let user = reader.optional("user", line(1000));
+    let password = reader.secret("password");
+    if reader.has("password") && !reader.has("user") {
+        reader.error("password", "needs a `user`");
+    }
+    if reader.has("password")
+        && servers.iter().any(|s| !s.tls && s.host != "localhost" && !s.host.starts_with("127.") && s.host != "::1")
+    {
+        reader.warn("password", "is sent readably to a server without TLS; write mqtts:// in `servers`");
+    }
+    let topics = reader.or("root", gateway.root.clone(), topic_root);
+    let uplink = Uplink {
+        name: String::new(),
+        servers,
+        version: reader.or("version", MqttVersion::V4, choice(VERSIONS)),
+        client_id: reader.optional("client_id", line(128)),
+        user,
+        password,
+        tls,
+        keep_alive: reader.or("keep_alive", Duration::from_secs(20), millis(5_000, 3_600_000)),
+        connect_timeout: reader.or("connect_timeout", Duration::from_secs(10), millis(1_000, 300_000)),
+        session_expiry: reader.or("session_expiry", Duration::from_secs(86_400), millis(0, 30 * 86_400_000)),
+        packet_size: reader.or("packet_size", 1 << 20, size(1 << 10..=256 << 20)),
+        consumer: consumer::uplink(reader, topics),
+    };
+    Some(Uplink { name: name?, ..uplink })
+}
+
+/// The name is part of file names in the store: an id, and not the embedded broker's.
+fn name(item: &Item) -> Result<String, String> {
+    let text = line(64)(item)?;
+    if text == "local" {
+        return Err("\"local\" is the embedded broker's name; choose another".to_owned());
+    }
+    if text.chars().all(is_unreserved) && text != "." && text != ".." {
+        return Ok(text);
+    }
+    Err(format!("\"{text}\" must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"))
+}
+
+fn server(item: &Item) -> Result<Server, String> {
+    let text = line(300)(item)?;
+    let (tls, rest) = match text.split_once("://") {
+        Some(("mqtt" | "tcp", rest)) => (false, rest),
+        Some(("mqtts" | "ssl" | "tls", rest)) => (true, rest),
+        _ => return Err(format!("\"{text}\" is no broker; write \"mqtt://host:1883\" or \"mqtts://host:8883\"")),
+    };
+    let (host, port) = host_port(rest.trim_end_matches('/'), Some(if tls { 8883 } else { 1883 }))?;
+    if port == 0 {
+        return Err(format!("\"{text}\": port 0 cannot be reached"));
+    }
+    if tls && host.contains(':') {
+        return Err(format!("\"{text}\": TLS verifies a host name or an IPv4 address; give the broker a name"));
+    }
+    Ok(Server { tls, host, port })
+}
+
+fn client_tls(section: &Reader<'_>) -> ClientTls {
+    let (ca, cert, key) = (section.file("ca"), section.file("cert"), section.file("key"));
+    if section.has("cert") != section.has("key") {
+        let there = if section.has("cert") { "cert" } else { "key" };
+        section.error(there, "a client certificate needs both `cert` and `key`");
+    }
+    ClientTls { ca, identity: cert.zip(key), server_name: section.optional("server_name", server_name) }
+}
+
+fn server_name(item: &Item) -> Result<String, String> {
+    let text = line(253)(item)?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
+    if text.chars().all(legal) { Ok(text) } else { Err(format!("\"{text}\" is no host name")) }
+}

@@ -1,0 +1,115 @@
+//! What `fieldgate check` says of a configuration that is in order.
+
+use std::fmt;
+
+use super::checked::{Device, SyncMode};
+use super::units::{format_duration, format_size};
+use super::{Loaded, Severity};
+use crate::model::Access;
+
+/// Shows a configuration to a person; secrets are not in it.
+#[derive(Debug)]
+pub struct Summary<'a>(pub &'a Loaded);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Loaded { gateway, devices, disabled, warnings, .. } = self.0;
+        writeln!(
+            f,
+            "gateway {}  topics {}  data {}",
+            gateway.identity.id,
+            gateway.identity.root,
+            gateway.identity.data_dir.display()
+        )?;
+        let sync = match gateway.store.sync {
+            SyncMode::Always => "synced before anything is acknowledged".to_owned(),
+            SyncMode::Interval => {
+                format!(
+                    "synced every {} / {}",
+                    format_duration(gateway.store.critical_interval),
+                    format_duration(gateway.store.bulk_interval)
+                )
+            }
+            SyncMode::Os => "synced when the operating system likes".to_owned(),
+        };
+        writeln!(f, "store up to {}, {sync}", format_size(gateway.store.max_size))?;
+        match &gateway.broker {
+            None => writeln!(f, "embedded broker off")?,
+            Some(broker) => {
+                for l in &broker.listeners {
+                    let scheme = if l.tls.is_some() { "mqtts" } else { "mqtt" };
+                    let who = if l.allow_anonymous {
+                        "open to everyone on this machine".to_owned()
+                    } else {
+                        format!("{} users", broker.users.len())
+                    };
+                    writeln!(f, "broker {scheme}://{} {who}", l.address)?;
+                }
+            }
+        }
+        for uplink in &gateway.uplinks {
+            let servers: Vec<_> = uplink.servers.iter().map(ToString::to_string).collect();
+            writeln!(f, "uplink {} to {}", uplink.name, servers.join(", then "))?;
+        }
+        writeln!(
+            f,
+            "{} devices ({} switched off), {} points, {:.1} values/s",
+            devices.len(),
+            disabled.len(),
+            points(devices),
+            values_per_second(devices)
+        )?;
+        devices.iter().try_for_each(|device| line(f, device))?;
+        match warnings.iter().filter(|w| w.severity == Severity::Warning).count() {
+            0 => f.write_str("in order"),
+            n => write!(f, "in order, {n} warnings"),
+        }
+    }
+}
+
+fn points(devices: &[Device]) -> usize {
+    devices.iter().map(|d| d.model.points.len()).sum()
+}
+
+/// Values that are read per second when no scan is late.
+fn values_per_second(devices: &[Device]) -> f64 {
+    devices.iter().flat_map(|d| &d.groups).map(|g| g.points.len() as f64 / g.every.as_secs_f64()).sum()
+}
+
+fn line(f: &mut fmt::Formatter<'_>, device: &Device) -> fmt::Result {
+    let writable = device.model.points.iter().filter(|p| p.access != Access::Read).count();
+    let rates: Vec<_> =
+        device.groups.iter().map(|g| format!("{} every {}", g.points.len(), format_duration(g.every))).collect();
+    writeln!(
+        f,
+        "  {}  {}  {} points ({writable} writable): {}",
+        device.model.id,
+        device.model.address,
+        device.model.points.len(),
+        rates.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Summary, load, starter};
+
+    #[test]
+    fn the_summary_names_what_will_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = starter::Options { id: Some(crate::model::GatewayId::new("g").unwrap()), link: None };
+        starter::write(dir.path(), &options).unwrap();
+        let loaded = load(dir.path()).unwrap();
+        let text = Summary(&loaded).to_string();
+        for part in [
+            "gateway g",
+            "store up to 1 GiB",
+            "mqtt://127.0.0.1:1883",
+            "1 devices (1 switched off), 3 points, 7.0 values/s",
+            "plc-1  tcp://127.0.0.1:5020 unit 1",
+            "in order",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What others ask of a link: writes, identification, another set of devices.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::info;
+
+use crate::model::{DeviceId, Reason, Value};
+
+use super::super::driver::{Driver, Fault, Scope};
+use super::super::{DeviceConfig, IdentifyError, Identity, WriteDone, WriteError};
+use super::LinkTask;
+
+/// Commands that may wait for a link.
+pub(in super::super) const CAPACITY: usize = 64;
+
+/// A request to a link task.
+#[derive(Debug)]
+pub(in super::super) enum Command {
+    /// Write one point.
+    Write { device: DeviceId, point: u32, value: Value, reply: oneshot::Sender<Result<WriteDone, WriteError>> },
+    /// Ask a device what it is.
+    Identify { device: DeviceId, reply: oneshot::Sender<Result<Identity, IdentifyError>> },
+    /// Serve exactly these devices from now on; those that are the same go on undisturbed.
+    Devices { devices: Vec<DeviceConfig>, done: oneshot::Sender<()> },
+}
+
+impl<D: Driver> LinkTask<D> {
+    /// Takes a command in; a new set of devices is put in force at once, the others wait for the link.
+    pub(super) fn accept(&mut self, command: Command) {
+        match command {
+            Command::Devices { devices, done } => {
+                self.set_devices(devices);
+                // Nobody waiting any more is fine: the devices are in force.
+                let _ = done.send(());
+            }
+            other => self.waiting.push_back(other),
+        }
+    }
+
+    /// The next command to obey: writes first. One for a device that must be left alone waits until it need not.
+    pub(super) fn next_command(&mut self) -> Option<Command> {
+        let free = |command: &Command| self.held(command).is_none();
+        let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }) && free(command));
+        let next = write.or_else(|| self.waiting.iter().position(free))?;
+        self.waiting.remove(next)
+    }
+
+    /// When the first waiting command can be obeyed.
+    pub(super) fn command_due(&self) -> Option<Duration> {
+        self.waiting.iter().map(|command| self.now() + self.held(command).unwrap_or_default()).min()
+    }
+
+    fn held(&self, command: &Command) -> Option<Duration> {
+        let (Command::Write { device, .. } | Command::Identify { device, .. }) = command else { return None };
+        let slot = self.slot_where(|run| run.id() == device)?;
+        if self.down.is_some() || self.devices[slot].as_ref().is_some_and(|run| run.breaker.is_open()) {
+            return None;
+        }
+        self.driver.held(slot)
+    }
+
+    /// Obeys a write or a question. One whose asker has gone is not carried out.
+    pub(super) async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Write { device, point, value, reply } if !reply.is_closed() => {
+                let outcome = self.write(&device, point, &value).await;
+                let _ = reply.send(outcome);
+            }
+            Command::Identify { device, reply } if !reply.is_closed() => {
+                let outcome = self.identify_now(device).await;
+                let _ = reply.send(outcome);
+            }
+            Command::Write { .. } | Command::Identify { .. } => {}
+            Command::Devices { devices, .. } => self.set_devices(devices),
+        }
+    }
+
+    async fn write(&mut self, id: &DeviceId, point: u32, value: &Value) -> Result<WriteDone, WriteError> {
+        let unknown = || WriteError::UnknownPoint { device: id.clone(), point };
+        let slot = self.slot_where(|device| device.id() == id).ok_or_else(unknown)?;
+        let device = self.device(slot);
+        if point as usize >= device.config.device.points.len() {
+            return Err(unknown());
+        }
+        if device.breaker.is_open() {
+            return Err(WriteError::OffScan(device.state.reason().unwrap_or("repeated failures").to_owned()));
+        }
+        if let Some(down) = &self.down {
+            return Err(WriteError::LinkDown(down.reason.clone()));
+        }
+        let outcome = self.driver.write(slot, point, value).await;
+        self.count();
+        self.account(slot, &outcome);
+        outcome
+    }
+
+    /// A write tells about the device's health like any request; after one, its points are read soon.
+    fn account(&mut self, slot: usize, outcome: &Result<WriteDone, WriteError>) {
+        let (at, now) = (self.clock.now(), self.now());
+        let device = self.device(slot);
+        let fault = |reason, error: &WriteError| Fault { scope: Scope::Device, reason, text: error.to_string() };
+        match outcome {
+            Err(WriteError::LinkDown(text)) => {
+                let fault = Fault { scope: Scope::Link, reason: Reason::LinkDown, text: text.clone() };
+                return self.link_down(&fault);
+            }
+            Err(error @ (WriteError::Timeout(_) | WriteError::AnswerLost(_))) => {
+                device.stats.requests += 1;
+                device.stats.failures += 1;
+                device.stats.timeouts += u64::from(matches!(error, WriteError::Timeout(_)));
+                self.failed(slot, &fault(Reason::Timeout, error));
+                return;
+            }
+            Err(WriteError::DeviceException { .. }) => {
+                device.stats.requests += 1;
+                device.stats.replies += 1;
+                device.stats.exceptions += 1;
+                device.stats.last_reply = Some(at);
+            }
+            Ok(_) | Err(WriteError::ReadBackMismatch { .. }) => {
+                device.stats.requests += 1;
+                device.stats.replies += 1;
+                device.stats.last_reply = Some(at);
+                device.breaker.success();
+            }
+            Err(_) => return,
+        }
+        self.schedule.hurry(slot, now);
+    }
+
+    async fn identify_now(&mut self, id: DeviceId) -> Result<Identity, IdentifyError> {
+        let Some(slot) = self.slot_where(|device| device.id() == &id) else {
+            return Err(IdentifyError::UnknownDevice(id));
+        };
+        if let Some(down) = &self.down {
+            return Err(IdentifyError::Failed(down.reason.clone()));
+        }
+        match self.identify(slot).await {
+            Ok(Some(identity)) => Ok(identity),
+            Ok(None) => Err(IdentifyError::Unsupported),
+            Err(fault) => {
+                if fault.scope == Scope::Link {
+                    self.link_down(&fault);
+                }
+                Err(IdentifyError::Failed(fault.text))
+            }
+        }
+    }
+
+    pub(in super::super) fn set_devices(&mut self, wanted: Vec<DeviceConfig>) {
+        for slot in 0..self.devices.len() {
+            let Some(device) = &self.devices[slot] else { continue };
+            if !wanted.contains(&device.config) {
+                info!(device = %device.id(), link = self.name, "taken off the link");
+                self.detach(slot);
+            }
+        }
+        for config in wanted {
+            if self.slot_where(|device| device.id() == &config.device.id).is_none() {
+                self.attach(config);
+            }
+        }
+    }
+}

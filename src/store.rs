@@ -1,0 +1,190 @@
+//! Store and forward: the log of records, and the keyed state.
+//!
+//! Promise: a record is *accepted* when [`Store::append`] returns; from then on it survives the death of the process.
+//! After the group commit (5 ms critical, 100 ms bulk, configurable) it survives a power cut. It leaves the log when
+//! every registered consumer has acknowledged it, or when a quota evicts it, and then each consumer that had not got it
+//! receives a [`Gap`](crate::model::Gap) that says how many, when and why. Nothing else removes it: no restart, no
+//! change of broker, topic or encoding, no consumer that is away, no damaged file.
+//!
+//! Live data does not wait for the disk: what is appended is in the memory of [`Tail`](log::tail) at once, and a consumer
+//! that falls behind reads the log without noticing. There is no online or offline mode.
+//!
+//! Limits: one quota in bytes for the log, never exceeded on disk; about 2 MiB of memory plus 1 MiB for the lane that
+//! cannot write; 16 consumers; payloads up to 256 KiB. Queues in front of the log are bounded in bytes; `append` waits
+//! when they are full.
+//!
+//! Parts: [`log`] is the engine, synchronous and without a thread, above the files of [`fs`]; `thread` runs it;
+//! [`Consumer`] is one reader. It must not know brokers, topics or devices.
+
+mod config;
+mod consumer;
+mod error;
+pub mod fs;
+mod inbox;
+mod log;
+pub mod state;
+pub use state::{Change, StateStore};
+mod stats;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
+pub use consumer::Consumer;
+pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
+pub use log::frame::MAX_PAYLOAD;
+pub use stats::{ConsumerStats, LaneStats, Stats};
+
+use crate::model::{Lane, RecordKind, Seq};
+use crate::platform::clock::SharedClock;
+use fs::{FileSystem, RealFs};
+use inbox::{Control, Inbox};
+
+/// A record before it has its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRecord {
+    /// Lane it goes to.
+    pub lane: Lane,
+    /// What the payload is.
+    pub kind: RecordKind,
+    /// crc32c of the device id; 0 for the gateway itself.
+    pub device: u32,
+    /// Wall clock now, milliseconds since 1970; for people and the age quota, never for order.
+    pub ts_ms: i64,
+    /// Samples in the payload, 1 for anything but telemetry.
+    pub count: u16,
+    /// Encoded message, at most [`MAX_PAYLOAD`] bytes.
+    pub payload: Bytes,
+}
+
+/// Where a consumer that was never seen before begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// At the oldest record in the log.
+    #[default]
+    Oldest,
+    /// At the next record.
+    Now,
+}
+
+/// Who reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerSpec {
+    /// Name under which its place is kept: 1 to 64 characters of `A-Z a-z 0-9 . _ ~ -`, not beginning with `~`.
+    pub name: String,
+    /// Where it begins when the name is new.
+    pub start: Start,
+}
+
+/// The store of this process; clones share it. Dropping all clones and consumers stops it as [`Store::close`] does, but
+/// without waiting.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inbox: Arc<Inbox>,
+    stats: watch::Receiver<Stats>,
+    state: StateStore,
+}
+
+impl Store {
+    /// Opens the store in `config.dir`, making what is missing, and starts its threads.
+    ///
+    /// # Errors
+    /// When another process has it open, the directory cannot be used, or the configuration is wrong. Damage never is
+    /// an error: it is reported as gaps.
+    pub fn open(config: Config, clock: SharedClock) -> Result<Self, OpenError> {
+        Self::open_on(Arc::new(RealFs), config, clock)
+    }
+
+    /// Like [`Store::open`], on another file system.
+    pub fn open_on(fs: Arc<dyn FileSystem>, config: Config, clock: SharedClock) -> Result<Self, OpenError> {
+        let dir = config.dir.clone();
+        let (inbox, stats) = thread::start(fs, config, clock)?;
+        let state = StateStore::open(&dir).expect("temporary");
+        Ok(Self { inbox, stats, state })
+    }
+
+    /// Adds records; waits while the queue in front of the log is full. Returns the number of the last one, when all
+    /// are accepted: written to the log and handed to the consumers.
+    ///
+    /// Cancelling it while it waits for room adds nothing; cancelling it later does not take the records back.
+    ///
+    /// # Errors
+    /// A record is too large (then none is added), the store was closed, or no number can be reserved because the disk
+    /// fails.
+    pub async fn append(&self, records: Vec<NewRecord>) -> Result<Seq, AppendError> {
+        self.inbox.append(records, false).await
+    }
+
+    /// Like [`Store::append`], but returns after the commit that makes the records survive a power cut.
+    ///
+    /// # Errors
+    /// Also when the disk failed so long that the records were lost from memory.
+    pub async fn append_synced(&self, records: Vec<NewRecord>) -> Result<Seq, AppendError> {
+        self.inbox.append(records, true).await
+    }
+
+    /// Registers a consumer, or goes on with one that is known. The registration is durable when this returns.
+    ///
+    /// # Errors
+    /// The name is wrong or in use, there are too many, or the disk fails.
+    pub async fn consumer(&self, spec: ConsumerSpec) -> Result<Consumer, ConsumerError> {
+        check_name(&spec.name)?;
+        let name = spec.name.clone();
+        let reply = self.inbox.ask(|reply| Control::Register { spec, reply }).await;
+        let (shared, tail) = reply.map_err(|Closed| ConsumerError::Closed(name))??;
+        Ok(Consumer::new(shared, tail, self.inbox.clone()))
+    }
+
+    /// Forgets a consumer for good and releases what only it was waiting for.
+    ///
+    /// # Errors
+    /// There is none of that name, or the disk fails.
+    pub async fn remove_consumer(&self, name: &str) -> Result<(), ConsumerError> {
+        check_name(name)?;
+        let owned = name.to_owned();
+        let reply = self.inbox.ask(|reply| Control::Remove { name: owned, reply }).await;
+        reply.map_err(|Closed| ConsumerError::Closed(name.to_owned()))?
+    }
+
+    /// Keyed state.
+    pub fn state(&self) -> &StateStore {
+        &self.state
+    }
+    /// Answers.
+    pub async fn ping(&self) -> bool {
+        self.sync().await;
+        true
+    }
+
+    /// Figures, renewed about twice a second.
+    pub fn stats(&self) -> watch::Receiver<Stats> {
+        self.stats.clone()
+    }
+
+    /// Waits until everything accepted so far is synced, or known to be lost to a failing disk.
+    pub async fn sync(&self) {
+        _ = self.inbox.ask(|reply| Control::Sync { reply }).await;
+    }
+
+    /// Syncs everything, marks the log as cleanly stopped and stops the threads. Consumers and other clones find it
+    /// closed.
+    ///
+    /// # Errors
+    /// Something could not be synced; the next start reports what is missing.
+    pub async fn close(self) -> Result<(), CloseError> {
+        match self.inbox.ask(|reply| Control::Close { reply }).await {
+            Ok(result) => result.map_err(CloseError),
+            Err(Closed) => Ok(()),
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ConsumerError> {
+    let legal = !name.starts_with(log::engine::INTERNAL) && crate::model::DeviceId::new(name).is_ok();
+    if legal { Ok(()) } else { Err(ConsumerError::Name(name.to_owned())) }
+}

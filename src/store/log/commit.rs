@@ -1,0 +1,311 @@
+//! Group commit: what is to be synced when, as jobs that another thread runs.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::acks::Image;
+use super::lane::{Free, LaneLog, zero_file};
+use crate::model::{Lane, Seq};
+use crate::store::config::SyncPolicy;
+use crate::store::fs::{File, FileSystem, SyncPoint};
+
+/// Most bytes and records of one group.
+const GROUP_BYTES: usize = 64 * 1024;
+const GROUP_RECORDS: u64 = 1000;
+/// Acknowledgements and time after which the ack file is synced.
+const ACKS: u64 = 500;
+const ACK_SYNC_NS: u64 = 1_000_000_000;
+/// Shortest time between two syncs of the ack file, however many acknowledgements come.
+const ACK_SYNC_MIN_NS: u64 = 250_000_000;
+/// How often the ack file is written (not synced), so that little is sent twice when the process is killed.
+const ACK_WRITE_NS: u64 = 10_000_000;
+
+/// What a lane has to sync.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// When the oldest record that no commit has taken along was accepted.
+    since: Option<u64>,
+    pub bytes: usize,
+    records: u64,
+    /// Sealed since the last commit.
+    pub sealed: Vec<Arc<dyn File>>,
+    pub names_changed: bool,
+    /// Last number written to the active segment.
+    pub written: Seq,
+    in_flight: bool,
+    /// Counts failures; a job of an earlier epoch tells nothing.
+    epoch: u64,
+    /// Someone waits for the next commit.
+    pub urgent: bool,
+    /// Something but acknowledgements changed in the ack file's content.
+    pub acks_dirty: bool,
+    acks: u64,
+    acks_since: Option<u64>,
+    acks_written_at: u64,
+    acks_synced_at: u64,
+    acks_in_flight: Option<u64>,
+    /// The slot must be synced before something can be released.
+    pub acks_urgent: bool,
+    pub next_at_save: Seq,
+    preparing: bool,
+}
+
+impl State {
+    /// Of a lane just opened, whose next number this is.
+    pub fn starting_at(next: Seq) -> Self {
+        Self { next_at_save: next, ..Self::default() }
+    }
+
+    /// A record was added.
+    pub fn note(&mut self, now: u64) {
+        self.since.get_or_insert(now);
+        self.records += 1;
+    }
+
+    /// After a failure everything is to be synced again, in other files.
+    pub fn restart(&mut self) {
+        self.epoch += 1;
+        self.in_flight = false;
+        self.sealed.clear();
+        self.bytes = 0;
+    }
+
+    fn taken(&mut self) {
+        self.since = None;
+        self.bytes = 0;
+        self.records = 0;
+        self.urgent = false;
+    }
+}
+
+/// What a job does.
+#[derive(Debug)]
+enum Work {
+    Frames { dir: Option<PathBuf>, files: Vec<Arc<dyn File>>, upto: Seq },
+    Acks { file: Arc<dyn File>, counter: u64, image: Image },
+    Spare { path: PathBuf, size: u64 },
+    Reserve { path: PathBuf, size: u64 },
+}
+
+/// Something slow to do for the engine, on any thread, then to be handed back to it.
+#[derive(Debug)]
+pub(crate) struct Job {
+    lane: Lane,
+    epoch: u64,
+    work: Work,
+    result: io::Result<()>,
+}
+
+impl Job {
+    /// Does it. The result is inside.
+    pub fn run(mut self, fs: &dyn FileSystem) -> Self {
+        self.result = match &self.work {
+            Work::Frames { dir, files, .. } => dir
+                .iter()
+                .try_for_each(|dir| fs.sync_dir(dir, SyncPoint::SegmentDirectory))
+                .and_then(|()| files.iter().try_for_each(|file| file.sync(SyncPoint::SegmentData))),
+            Work::Acks { file, .. } => file.sync(SyncPoint::Acknowledgement),
+            Work::Spare { path, size } | Work::Reserve { path, size } => zero_file(fs, path, *size),
+        };
+        self
+    }
+
+    /// A job that makes the file that is given up when the disk is full.
+    pub fn reserve(path: PathBuf, size: u64) -> Self {
+        Self { lane: Lane::Bulk, epoch: 0, work: Work::Reserve { path, size }, result: Ok(()) }
+    }
+
+    /// Whether it is for the reserve, and so for no lane.
+    pub fn is_reserve(&self) -> bool {
+        matches!(self.work, Work::Reserve { .. })
+    }
+
+    /// The reserve that was made.
+    pub fn into_reserve(self) -> io::Result<(PathBuf, u64)> {
+        match self.work {
+            Work::Reserve { path, size } => self.result.map(|()| (path, size)),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        }
+    }
+
+    /// The lane it works for.
+    pub fn lane(&self) -> Lane {
+        self.lane
+    }
+}
+
+impl LaneLog {
+    /// The next job of this lane, if one is due.
+    pub fn next_job(&mut self, now: u64) -> Option<Job> {
+        self.take_frames(now).or_else(|| self.take_acks(now))
+    }
+
+    /// When [`LaneLog::next_job`] should be asked again at the latest.
+    pub fn deadline(&self) -> Option<u64> {
+        let frames = self.commit.since.filter(|_| self.failed.is_none() && !self.commit.in_flight);
+        let frames = frames.map(|since| since.saturating_add(self.commit_after()));
+        let acks = self.commit.acks_since.filter(|_| self.commit.acks_in_flight.is_none());
+        let acks = acks.map(|since| since.max(self.commit.acks_written_at) + ACK_WRITE_NS);
+        let retry = self.failed.as_ref().map(|f| f.retry_at);
+        frames.into_iter().chain(acks).chain(retry).min()
+    }
+
+    fn commit_after(&self) -> u64 {
+        match self.config.sync {
+            SyncPolicy::Always => 0,
+            SyncPolicy::Interval(after) => after.as_nanos() as u64,
+            SyncPolicy::Os => u64::MAX / 2,
+        }
+    }
+
+    fn take_frames(&mut self, now: u64) -> Option<Job> {
+        let commit = &self.commit;
+        let since = commit.since?;
+        let full = commit.bytes >= GROUP_BYTES || commit.records >= GROUP_RECORDS;
+        let os = matches!(self.config.sync, SyncPolicy::Os) && !commit.urgent;
+        let due = now.saturating_sub(since) >= self.commit_after() || (full && !os) || commit.urgent;
+        if !due || commit.in_flight || self.failed.is_some() {
+            return None;
+        }
+        self.flush();
+        let active = self.active.as_ref()?;
+        let mut files = std::mem::take(&mut self.commit.sealed);
+        files.push(active.file.clone());
+        let dir = std::mem::take(&mut self.commit.names_changed).then(|| self.dir.clone());
+        self.counters.syncs += files.len() as u64 + u64::from(dir.is_some());
+        self.commit.taken();
+        self.commit.in_flight = true;
+        let work = Work::Frames { dir, files, upto: active.segment.last };
+        Some(Job { lane: self.lane, epoch: self.commit.epoch, work, result: Ok(()) })
+    }
+
+    /// Under [`SyncPolicy::Os`] nothing waits for the disk: what is written counts as synced.
+    pub fn settle_without_sync(&mut self) {
+        if matches!(self.config.sync, SyncPolicy::Os)
+            && self.failed.is_none()
+            && !self.commit.urgent
+            && !self.commit.in_flight
+        {
+            self.synced(self.commit.written);
+            self.commit.taken();
+        }
+    }
+
+    fn take_acks(&mut self, now: u64) -> Option<Job> {
+        let fresh: u64 =
+            self.consumers.values().map(|c| std::mem::take(&mut c.shared.lanes()[self.lane as usize].fresh)).sum();
+        self.commit.acks += fresh;
+        if self.commit.acks > 0 || self.commit.acks_dirty || self.commit.acks_urgent || self.reserve_low() {
+            self.commit.acks_since.get_or_insert(now);
+        }
+        let since = self.commit.acks_since?;
+        if self.commit.acks_in_flight.is_some() {
+            return None;
+        }
+        let rested = now.saturating_sub(self.commit.acks_synced_at) >= ACK_SYNC_MIN_NS;
+        let urgent = self.commit.acks_urgent || self.reserve_low();
+        let sync = urgent || now.saturating_sub(since) >= ACK_SYNC_NS || (self.commit.acks >= ACKS && rested);
+        if !sync && now.saturating_sub(self.commit.acks_written_at) < ACK_WRITE_NS {
+            return None;
+        }
+        self.commit.acks_written_at = now;
+        let image = self.image(false, self.reservation());
+        let counter = match self.acks.write(&image) {
+            Ok(counter) => counter,
+            Err(error) => {
+                self.replace_acks(&error, now);
+                return None;
+            }
+        };
+        if !sync {
+            return None;
+        }
+        self.counters.syncs += 1;
+        self.counters.other_bytes += 4096;
+        self.commit.acks = 0;
+        self.commit.acks_since = None;
+        self.commit.acks_dirty = false;
+        self.commit.acks_urgent = false;
+        self.commit.acks_synced_at = now;
+        self.commit.acks_in_flight = Some(counter);
+        let work = Work::Acks { file: self.acks.file(), counter, image };
+        Some(Job { lane: self.lane, epoch: self.commit.epoch, work, result: Ok(()) })
+    }
+
+    /// A job that makes a spare segment ready.
+    pub fn spare_job(&mut self) -> Option<Job> {
+        if self.commit.preparing || !self.free.is_empty() {
+            return None;
+        }
+        self.commit.preparing = true;
+        let path = self.dir.join("ahead.spare");
+        self.counters.other_bytes += self.segment_bytes;
+        let work = Work::Spare { path, size: self.segment_bytes };
+        Some(Job { lane: self.lane, epoch: self.commit.epoch, work, result: Ok(()) })
+    }
+
+    /// Whether a spare is being made; its bytes are taken already.
+    pub fn is_preparing(&self) -> bool {
+        self.commit.preparing
+    }
+
+    /// Takes the result of a job.
+    pub fn finish_job(&mut self, job: Job, now: u64) {
+        match job.work {
+            Work::Frames { upto, .. } => {
+                if job.epoch != self.commit.epoch {
+                    return;
+                }
+                self.commit.in_flight = false;
+                match job.result {
+                    Ok(()) => self.synced(upto),
+                    Err(error) => self.fail("sync the log", &error),
+                }
+            }
+            Work::Acks { counter, image, .. } => {
+                self.commit.acks_in_flight = None;
+                match job.result {
+                    Ok(()) => {
+                        if self.acks.confirm(counter) {
+                            self.saved(&image);
+                        }
+                    }
+                    Err(error) => self.replace_acks(&error, now),
+                }
+            }
+            Work::Reserve { .. } => {}
+            Work::Spare { path, size } => {
+                self.commit.preparing = false;
+                match job.result {
+                    Ok(()) => self.free.push(Free { path, size }),
+                    Err(error) => tracing::debug!(%error, "no spare segment could be made ahead"),
+                }
+            }
+        }
+    }
+
+    /// Everything up to `upto` survives a power cut.
+    fn synced(&mut self, upto: Seq) {
+        self.durable = self.durable.max(upto);
+        while let Some(record) = self.unsynced.front().filter(|r| r.seq <= upto) {
+            self.unsynced_bytes -= super::frame::encoded_len(record);
+            self.unsynced.pop_front();
+        }
+    }
+
+    /// The ack file's write or sync failed: another file takes its place.
+    fn replace_acks(&mut self, error: &io::Error, now: u64) {
+        tracing::warn!(lane = self.lane.as_str(), %error, "the ack file cannot be written, making a new one");
+        self.counters.failures += 1;
+        let image = self.image(false, self.reservation());
+        match self.acks.replace(&image, SyncPoint::Acknowledgement) {
+            Ok(()) => self.saved(&image),
+            Err(error) => {
+                tracing::error!(lane = self.lane.as_str(), %error, "acknowledgements cannot be saved; after a restart they are sent again");
+                self.commit.acks_since = Some(now);
+                self.commit.acks_written_at = now + super::lane::RETRY_NS;
+            }
+        }
+    }
+}

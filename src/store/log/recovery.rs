@@ -1,0 +1,326 @@
+//! Opening a lane: what is there, what is missing, where to go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::acks::{AckFile, Image};
+use super::commit;
+use super::holes::{Hole, Holes};
+use super::lane::{Counters, EMERGENCY, Free, LaneLog, first_seq};
+use super::scan::{Found, Scanner};
+use super::segment::{self, HEADER_LEN, Header, Segment};
+use crate::model::{GapReason, Lane, RecordKind, Seq};
+use crate::store::config::LaneConfig;
+use crate::store::fs::{Entry, File, FileSystem, Open, SyncPoint};
+
+/// A lane just opened, and the consumers that its ack file knows.
+pub(crate) struct Opened {
+    pub lane: LaneLog,
+    pub saved: Image,
+    /// The ack file was missing or damaged although there are segments: consumers are forgotten.
+    pub acks_lost: bool,
+}
+
+/// What the scan of a segment found.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Ranges that damage took, exactly.
+    pub damaged: Vec<(Seq, Seq)>,
+    /// Something else than zeros follows the last frame.
+    pub dirty_tail: bool,
+}
+
+/// Reads a whole segment and completes what is known of it.
+pub(crate) fn survey(file: Arc<dyn File>, lane: Lane, segment: &mut Segment, limit: u64) -> io::Result<Survey> {
+    let mut survey = Survey::default();
+    let mut scanner = Scanner::new(file, lane, segment.base, HEADER_LEN, limit, Vec::new());
+    (segment.last, segment.records, segment.end) = (segment.base - 1, 0, HEADER_LEN);
+    loop {
+        match scanner.next()? {
+            Found::Frame(frame, at) => {
+                let is_gap = frame.schema == RecordKind::Gap as u16;
+                let first = match is_gap.then(|| scanner.record(&frame, at)).transpose()?.flatten() {
+                    Some(gap) => first_seq(&gap),
+                    None => frame.seq,
+                };
+                if first > segment.last + 1 {
+                    survey.damaged.push((segment.last + 1, first - 1));
+                }
+                if frame.seq > segment.last {
+                    segment.note(frame.seq, frame.ts_ms, frame.len);
+                    segment.records -= u64::from(is_gap);
+                }
+                segment.end = at + frame.len as u64;
+            }
+            Found::Damage => segment.damaged = true,
+            Found::End { dirty, .. } => {
+                survey.dirty_tail = dirty;
+                return Ok(survey);
+            }
+        }
+    }
+}
+
+/// The files of a lane's directory by what they are.
+#[derive(Debug, Default)]
+struct Files {
+    segments: Vec<(Seq, u64)>,
+    spares: Vec<Free>,
+    bad: Vec<Free>,
+}
+
+fn sort_out(dir: &Path, entries: Vec<Entry>) -> Files {
+    let mut files = Files::default();
+    for Entry { name, len } in entries {
+        let free = || Free { path: dir.join(&name), size: len };
+        if let Some(base) = segment::base_of(&name) {
+            files.segments.push((base, len));
+        } else if name.ends_with(".spare") {
+            files.spares.push(free());
+        } else if name.ends_with(".bad") {
+            files.bad.push(free());
+        }
+    }
+    files.segments.sort_unstable();
+    files
+}
+
+/// What is needed to open a lane.
+pub(crate) struct Opening<'a> {
+    pub fs: &'a Arc<dyn FileSystem>,
+    pub lane: Lane,
+    pub dir: PathBuf,
+    pub config: LaneConfig,
+    pub segment_bytes: u64,
+    pub incarnation: u64,
+}
+
+impl Opening<'_> {
+    /// Opens the lane. Fails only when the directory cannot be read or the ack file cannot be written.
+    pub fn run(self) -> io::Result<Opened> {
+        let files = sort_out(&self.dir, self.fs.list(&self.dir)?);
+        let found = AckFile::open(self.fs, &self.dir).unwrap_or_else(|error| {
+            tracing::error!(lane = self.lane.as_str(), %error, "the ack file cannot be read");
+            None
+        });
+        let acks_lost = found.is_none() && !files.segments.is_empty();
+        if acks_lost {
+            tracing::error!(
+                lane = self.lane.as_str(),
+                "the ack file is missing or damaged; what is in the log is sent again"
+            );
+        }
+        let (acks, saved) = found.map_or((None, Image::default()), |(file, image)| (Some(file), image));
+        let mut holes = Holes::from_list(saved.holes.clone());
+        let (mut sealed, tail) = self.segments(&files, &saved, &mut holes);
+        if !saved.clean && !sealed.is_empty() {
+            self.fs.sync_dir(&self.dir, SyncPoint::SegmentDirectory)?;
+        }
+        let found_last = sealed.back().map_or(0, |s| s.last);
+        let next = self.continue_at(&saved, found_last, acks_lost, sealed.is_empty(), &mut holes);
+        let resumed = self.resume(&mut sealed, tail, next);
+
+        let acks = match acks {
+            Some(acks) => acks,
+            None => AckFile::create(
+                self.fs,
+                &self.dir,
+                &Image { next, reserved: next - 1, ..saved.clone() },
+                1,
+                SyncPoint::Opening,
+            )?,
+        };
+        let mut lane = LaneLog {
+            lane: self.lane,
+            fs: self.fs.clone(),
+            dir: self.dir,
+            config: self.config,
+            segment_bytes: self.segment_bytes,
+            sealed,
+            active: None,
+            free: files.spares,
+            bad: files.bad,
+            next,
+            reserved: 0,
+            durable: next - 1,
+            unsynced: VecDeque::new(),
+            unsynced_bytes: 0,
+            holes,
+            acks,
+            consumers: BTreeMap::new(),
+            failed: None,
+            commit: commit::State::starting_at(next),
+            counters: Counters::default(),
+            incarnation: self.incarnation,
+            read_buffer: Vec::new(),
+            places: Vec::new(),
+            thinning: BTreeMap::new(),
+            retry_after: 0,
+        };
+        if let Some((segment, file)) = resumed {
+            lane.resume_segment(segment, file);
+        }
+        Ok(Opened { lane, saved, acks_lost })
+    }
+
+    /// Looks at every segment; reads through those that may have an end or damage that nobody noted.
+    fn segments(&self, files: &Files, saved: &Image, holes: &mut Holes) -> (VecDeque<Segment>, Survey) {
+        let mut sealed = VecDeque::with_capacity(files.segments.len());
+        let mut tail = Survey::default();
+        for (index, &(base, len)) in files.segments.iter().enumerate() {
+            let next_base = files.segments.get(index + 1).map(|&(base, _)| base);
+            let mut segment = Segment::new(&self.dir, base, len);
+            let survey = match self.inspect(&mut segment, next_base, saved) {
+                Ok(Some(survey)) => survey,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(segment = %segment.path.display(), %error, "a segment cannot be read; its records are reported as a gap");
+                    segment.damaged = true;
+                    segment.last = next_base.map_or(base - 1, |next| next - 1);
+                    Survey::default()
+                }
+            };
+            let missing = survey.damaged.iter().copied().chain(next_base.map(|next| (segment.last + 1, next - 1)));
+            for (from, to) in missing.filter(|(from, to)| from <= to) {
+                self.note_missing(holes, saved, &segment, from, to);
+            }
+            tail = survey;
+            sealed.push_back(segment);
+        }
+        (sealed, tail)
+    }
+
+    fn inspect(&self, segment: &mut Segment, next_base: Option<Seq>, saved: &Image) -> io::Result<Option<Survey>> {
+        let file = self.fs.open(&segment.path, Open::Read)?;
+        let mut header = [0; HEADER_LEN as usize];
+        let n = file.read_at(&mut header, 0)?;
+        match segment::decode_header(self.lane, segment.base, &header[..n]) {
+            Header::Newer(version) => {
+                tracing::error!(segment = %segment.path.display(), version, "a newer version of fieldgate wrote this segment; it is set aside as .newer");
+                self.fs.rename(&segment.path, &segment.path.with_extension("newer"))?;
+                return Ok(None);
+            }
+            Header::Sealed { last, records, first_ms, last_ms, end } => {
+                let trusted = next_base.is_some() && (saved.clean || last <= saved.durable) && segment.size >= end;
+                if trusted && last >= segment.base {
+                    (segment.last, segment.records, segment.end) = (last, records, end);
+                    (segment.first_ms, segment.last_ms) = (first_ms, last_ms);
+                    return Ok(Some(Survey::default()));
+                }
+            }
+            Header::Open => {}
+            Header::Damaged => {
+                tracing::warn!(segment = %segment.path.display(), "the header of this segment is damaged; its frames are read one by one")
+            }
+        }
+        let survey = survey(file.clone(), self.lane, segment, segment.size)?;
+        if !saved.clean {
+            // Written before the process was killed, and perhaps not synced.
+            file.sync(SyncPoint::Recovery)?;
+        }
+        Ok(Some(survey))
+    }
+
+    /// Numbers that are not where they should be. Those that were synced are damage; the others went with the power.
+    fn note_missing(&self, holes: &mut Holes, saved: &Image, near: &Segment, from: Seq, to: Seq) {
+        let synced_to = if saved.clean { Seq::MAX } else { saved.durable };
+        let stamp = |hole: Hole| Hole { from_ms: near.last_ms, ..hole };
+        if from <= synced_to {
+            let hole = stamp(Hole::new(from, to.min(synced_to), GapReason::Corruption));
+            let records = holes.add(hole);
+            if records > 0 {
+                tracing::error!(
+                    lane = self.lane.as_str(),
+                    from,
+                    to,
+                    records,
+                    "records are missing from the log; they are reported as a gap"
+                );
+            }
+        }
+        if to > synced_to {
+            holes.add(stamp(Hole::new(from.max(synced_to + 1), to, GapReason::UnsyncedAtPowerLoss)));
+        }
+    }
+
+    /// The next sequence number, and why the numbers before it are not there.
+    fn continue_at(&self, saved: &Image, found: Seq, acks_lost: bool, empty: bool, holes: &mut Holes) -> Seq {
+        if acks_lost {
+            holes.add(Hole::unused(found + 1, found + EMERGENCY));
+            return found + EMERGENCY + 1;
+        }
+        if saved.clean {
+            let next = saved.next.max(found + 1);
+            self.lost_at_end(holes, found, next - 1, GapReason::Corruption, empty, saved);
+            return next;
+        }
+        if saved.reserved == 0 && found == 0 {
+            return 1;
+        }
+        let cursors = saved.consumers.iter().map(|c| c.beyond.last().map_or(c.cursor, |r| r.1).max(c.cursor));
+        let last_issued = cursors.chain([found, saved.reserved]).max().unwrap_or(0);
+        self.lost_at_end(holes, found, saved.durable, GapReason::Corruption, empty, saved);
+        let from = found.max(saved.durable) + 1;
+        if from <= last_issued {
+            // A process that was killed left everything accepted in the page cache. Numbers that it had given out and
+            // not written yet may have been seen by consumers, so they are not used again.
+            let hole = Hole::new(from, last_issued, GapReason::UnsyncedAtPowerLoss);
+            let killed = saved.incarnation == self.incarnation;
+            let added = holes.add(if killed { Hole { records: 0, ..hole } } else { hole });
+            if added > 0 {
+                tracing::error!(
+                    lane = self.lane.as_str(),
+                    from,
+                    to = last_issued,
+                    "the power was cut; records accepted since the last sync are lost, at most these"
+                );
+            }
+        }
+        let last_issued = last_issued.max(from - 1);
+        holes.add(Hole::unused(last_issued + 1, last_issued + EMERGENCY));
+        last_issued + EMERGENCY + 1
+    }
+
+    fn lost_at_end(&self, holes: &mut Holes, found: Seq, last: Seq, reason: GapReason, empty: bool, saved: &Image) {
+        // An empty lane is missing nothing when everybody had acknowledged all of it and its segments were released.
+        let settled = saved.consumers.iter().map(|c| c.cursor).min().filter(|_| empty).unwrap_or(0);
+        let from = found.max(settled) + 1;
+        if from <= last {
+            let records = holes.add(Hole::new(from, last, reason));
+            if records > 0 {
+                tracing::error!(
+                    lane = self.lane.as_str(),
+                    from,
+                    to = last,
+                    records,
+                    "the end of the log is missing; it is reported as a gap"
+                );
+            }
+        }
+    }
+
+    /// Goes on with the last segment when it is whole; what is torn behind its end is wiped.
+    fn resume(&self, sealed: &mut VecDeque<Segment>, tail: Survey, next: Seq) -> Option<(Segment, Arc<dyn File>)> {
+        let last = sealed.back()?;
+        let room = last.size.saturating_sub(last.end);
+        if last.damaged
+            || !tail.damaged.is_empty()
+            || last.size != self.segment_bytes
+            || room < 512
+            || last.last >= next
+        {
+            return None;
+        }
+        let file = self.fs.open(&last.path, Open::ReadWrite).ok()?;
+        if tail.dirty_tail {
+            tracing::warn!(segment = %last.path.display(), offset = last.end, "cut a torn end");
+            let zeros = vec![0; room as usize];
+            file.write_at(&zeros, last.end).ok()?;
+        }
+        let header = segment::encode_header(self.lane, last, false);
+        file.write_at(&header, 0).ok()?;
+        sealed.pop_back().map(|segment| (segment, file))
+    }
+}
