@@ -35,6 +35,7 @@ pub mod permit;
 pub mod request;
 pub mod roles;
 pub mod service;
+pub mod socket;
 pub mod step;
 pub mod table;
 pub mod transfer;

@@ -253,7 +253,7 @@ fn a_thousand_devices_are_configured_in_few_commits() {
             ..v1::DesiredConfig::default()
         };
         let ask = Ask::Desire { target: Target::Device(id(&format!("pump-{n}"))), document };
-        Input::Request(fieldgate::management::core::Request { actor: Actor::named(ADMIN), ask })
+        Input::Request(Box::new(fieldgate::management::core::Request { actor: Actor::named(ADMIN), ask }))
     });
     rig.feed(inputs.collect());
     rig.seconds(2);

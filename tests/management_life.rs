@@ -338,7 +338,8 @@ fn answers_that_were_not_handed_over_are_handed_over_after_a_crash() {
     let files = Input::Files { devices: rig.declared.clone(), profiles: Default::default() };
     let _ = core.handle(rig.now(), vec![files]);
     let request = Request { actor: Actor::named(ADMIN), ask: Ask::Manage { device: None, request } };
-    let (changes, _effects_lost_in_the_crash) = core.handle(rig.now(), vec![Input::Request(request)]).into_parts();
+    let (changes, _effects_lost_in_the_crash) =
+        core.handle(rig.now(), vec![Input::Request(Box::new(request))]).into_parts();
     rig.disk.apply(changes).unwrap();
     let mut rig = rig;
     rig.restart();

@@ -1,4 +1,5 @@
 //! Properties of all tables, crashes between any two durable steps, and the diagrams in the documentation.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod management_support;
 
@@ -79,6 +80,47 @@ fn the_diagrams_in_the_documentation_are_those_of_the_tables() {
         fs::write(path, text).unwrap();
     }
     assert!(stale.is_empty(), "docs/device-management.md is older than {stale:?}; run with FIELDGATE_WRITE_DOCS=1");
+}
+
+#[test]
+fn every_message_of_management_is_explained_and_its_examples_parse() {
+    use fieldgate::contract::{ContractMessage, Encoding};
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/device-management.md")).unwrap();
+    let proto = include_str!("../proto/fieldgate/v1/management.proto");
+    let lines = proto.lines().map(str::trim).filter(|l| !l.starts_with("//"));
+    let fields = lines.filter(|l| l.ends_with(';') && l.contains(" = ") && !l.starts_with("syntax"));
+    for field in fields.filter_map(|l| l.split(" = ").next()?.rsplit(' ').next()) {
+        let mut camel = String::new();
+        for part in field.split('_') {
+            match camel.is_empty() || part.is_empty() {
+                true => camel.push_str(part),
+                false => camel.push_str(&(part[..1].to_uppercase() + &part[1..])),
+            }
+        }
+        let upper = field.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let shown = if upper { field } else { &camel };
+        let there = text.contains(&format!("`{shown}`")) || text.contains(&format!("\"{shown}\""));
+        assert!(there || field.ends_with("_UNSPECIFIED"), "{shown} is not explained");
+    }
+    let examples: Vec<_> = text.split("```json ").skip(1).map(|e| e.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 6);
+    for example in examples {
+        let (name, body) = example.split_once('\n').unwrap();
+        let body = body.as_bytes();
+        match name {
+            "ManagementRequest" => drop(v1::ManagementRequest::decode_as(Encoding::Json, body).unwrap()),
+            "ManagementResult" => drop(v1::ManagementResult::decode_as(Encoding::Json, body).unwrap()),
+            "Announcement" => drop(v1::Announcement::decode_as(Encoding::Json, body).unwrap()),
+            "DesiredConfig" => {
+                let document = v1::DesiredConfig::decode_as(Encoding::Json, body).unwrap();
+                let settings = serde_json::to_value(document.settings).unwrap();
+                assert!(desired::parse_device(&settings, &profile()).is_ok());
+            }
+            "ReportedConfig" => drop(v1::ReportedConfig::decode_as(Encoding::Json, body).unwrap()),
+            "DeviceClock" => drop(v1::DeviceClock::decode_as(Encoding::Json, body).unwrap()),
+            other => panic!("{other}"),
+        }
+    }
 }
 
 /// A year in the life of a device, in steps that can be asked again after a crash.

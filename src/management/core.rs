@@ -59,7 +59,7 @@ pub enum Input {
     /// The files were read: devices, and types for devices that no file declares.
     Files { devices: Vec<Declaration>, profiles: BTreeMap<String, Arc<Profile>> },
     /// Somebody asks.
-    Request(Request),
+    Request(Box<Request>),
     /// A request that could not be parsed.
     Malformed { actor: Actor, refusal: Refusal },
     /// A polled device said who it is.
@@ -173,7 +173,7 @@ impl Core {
     fn take(&mut self, now: Stamp, input: Input, step: &mut Step) {
         match input {
             Input::Files { devices, profiles } => self.files(now, devices, profiles, step),
-            Input::Request(request) => self.request(now, request, step),
+            Input::Request(request) => self.request(now, *request, step),
             Input::Malformed { actor, refusal } => self.meter.malformed(now, &actor, &refusal, step),
             Input::Seen { device, claim } => self.lifecycle.seen(now, &device, claim, step),
             Input::Outcome { device, outcome } => self.lifecycle.outcome(now, &device, outcome, step),
@@ -216,7 +216,7 @@ impl Core {
             self.desired.show_all(|target| facts(lifecycle, profiles, target), step);
             self.clocks.show_all(step);
             for answer in self.answers.undelivered() {
-                step.act(Effect::Answer(answer));
+                step.act(Effect::Answer(Box::new(answer)));
             }
         }
         let (lifecycle, profiles) = (&self.lifecycle, &self.profiles);
@@ -329,22 +329,18 @@ impl Core {
         }
         if let Err(refusal) = self.authorise(&actor, &ask) {
             self.meter.refused(now, &cause, &ask, &refusal, step);
-            return step.act(Effect::Answer(Answer::new(
-                &actor,
-                &cause,
-                &ask,
-                result(now, &ask, &cause, Err(refusal)),
-            )));
+            let body = result(now, &ask, &cause, Err(refusal));
+            return step.act(Effect::Answer(Box::new(Answer::new(&actor, &cause, &ask, body))));
         }
         match self.answers.known(&actor, &cause, &ask) {
             Some(Ok(answer)) => {
                 self.meter.replayed();
-                return step.act(Effect::Answer(answer));
+                return step.act(Effect::Answer(Box::new(answer)));
             }
             Some(Err(refusal)) => {
                 self.meter.refused(now, &cause, &ask, &refusal, step);
                 let body = result(now, &ask, &cause, Err(refusal));
-                return step.act(Effect::Answer(Answer::new(&actor, &cause, &ask, body)));
+                return step.act(Effect::Answer(Box::new(Answer::new(&actor, &cause, &ask, body))));
             }
             None => {}
         }
@@ -357,7 +353,7 @@ impl Core {
         if !matches!(ask, Ask::Desire { .. }) {
             self.answers.keep(now, &answer, &ask, step);
         }
-        step.act(Effect::Answer(answer));
+        step.act(Effect::Answer(Box::new(answer)));
     }
 
     fn authorise(&self, actor: &Actor, ask: &Ask) -> Result<(), Refusal> {
@@ -463,6 +459,11 @@ impl Core {
         let line =
             |(id, r): (&DeviceId, &super::lifecycle::DeviceRecord)| r.message(id, self.lifecycle.declaration(id));
         v1::DeviceList { devices: self.lifecycle.devices().iter().map(line).collect() }
+    }
+
+    /// The configuration of a target as its topic shows it; `None` when nobody ever asked for one.
+    pub fn reported(&self, target: &Target) -> Option<v1::ReportedConfig> {
+        self.desired.reported(target, facts(&self.lifecycle, &self.profiles, target))
     }
 
     /// The lifecycle, to look at.

@@ -21,12 +21,14 @@ mod registry;
 mod scan;
 mod states;
 mod token;
+mod types;
 
 pub use announce::Announced;
 pub use identity::{Claim, Pin, PinKind};
 pub use record::{DeviceRecord, Source};
-pub use registry::{Approval, Declaration, Details, Follow, Lifecycle, Mode, Outcome, Planned, Policy};
+pub use registry::Lifecycle;
 pub use scan::{Finding, ScanError, ScanRequest};
 pub use states::{Action, Event, Guard, State, TABLE};
 pub use token::{Issued, Token};
 pub(super) use token::{hex, random, same_secret, sha256_hex};
+pub use types::{Approval, Declaration, Details, Follow, Mode, Outcome, Planned, Policy};

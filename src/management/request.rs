@@ -3,8 +3,6 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use prost::Message;
-
 use super::desired::Target;
 use super::lifecycle::sha256_hex;
 use crate::contract::{ContractMessage, DecodeError, Encoding, v1};
@@ -140,12 +138,14 @@ impl Ask {
 
     /// Tells this request from another one under the same correlation id.
     pub fn digest(&self) -> String {
-        let octets = match self {
-            Ask::Manage { request, .. } => request.encode_to_vec(),
-            Ask::Announce { announcement, .. } => announcement.encode_to_vec(),
-            Ask::Desire { document, .. } => document.encode_to_vec(),
+        // As JSON values: their keys are sorted, while the maps of the messages have no order.
+        let value = match self {
+            Ask::Manage { request, .. } => serde_json::to_value(request),
+            Ask::Announce { announcement, .. } => serde_json::to_value(announcement),
+            Ask::Desire { document, .. } => serde_json::to_value(document),
         };
-        sha256_hex(&[self.result_topic().as_bytes(), &octets].concat())
+        let text = value.map_or_else(|_| String::new(), |value| value.to_string());
+        sha256_hex(format!("{}\n{text}", self.result_topic()).as_bytes())
     }
 }
 

@@ -141,7 +141,7 @@ impl Management {
     ) -> Result<bool, Stopped> {
         let input = match Ask::parse(topic, encoding, payload) {
             None => return Ok(false),
-            Some(Ok(ask)) => Input::Request(Request { actor, ask }),
+            Some(Ok(ask)) => Input::Request(Box::new(Request { actor, ask })),
             Some(Err(refusal)) => Input::Malformed { actor, refusal },
         };
         self.report(input).await.map(|()| true)

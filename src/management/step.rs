@@ -13,8 +13,8 @@ use crate::model::{DeviceId, Stamp};
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "each carries the message of its name")]
 pub enum Shown {
-    Onboarding(v1::Onboarding),
-    Config(v1::ReportedConfig),
+    Onboarding(Box<v1::Onboarding>),
+    Config(Box<v1::ReportedConfig>),
     Clock(v1::DeviceClock),
     /// The topic is cleared.
     Nothing,
@@ -31,7 +31,7 @@ pub enum Effect {
         shown: Shown,
     },
     /// Give the final answer to a request.
-    Answer(super::core::Answer),
+    Answer(Box<super::core::Answer>),
     /// Publish an event and let alarms follow it.
     Raise(v1::Event),
     /// The set of running devices changed: take it from the core and apply it.

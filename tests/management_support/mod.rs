@@ -1,5 +1,5 @@
 //! A core on a journal that outlives it, and a world that answers what the core asks.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,7 +72,7 @@ pub fn settings(gateway: &str) -> Settings {
 }
 
 /// How the simulated plant behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Plant {
     /// What each device reveals when it is polled or asked.
     pub claims: BTreeMap<DeviceId, Claim>,
@@ -85,20 +85,6 @@ pub struct Plant {
     pub clock_sets: u32,
     pub erase_fails: u32,
     pub erased: Vec<DeviceId>,
-}
-
-impl Default for Plant {
-    fn default() -> Self {
-        Self {
-            claims: BTreeMap::new(),
-            breaks_at: None,
-            refuses: BTreeSet::new(),
-            clock_offset: 0,
-            clock_sets: 0,
-            erase_fails: 0,
-            erased: Vec::new(),
-        }
-    }
 }
 
 /// A gateway that can crash.
@@ -282,7 +268,7 @@ impl Rig {
 
     pub fn ask_as(&mut self, actor: Actor, ask: Ask) -> v1::ManagementResult {
         let before = self.answers.len();
-        self.feed(vec![Input::Request(Request { actor, ask })]);
+        self.feed(vec![Input::Request(Box::new(Request { actor, ask }))]);
         self.answers.get(before).cloned().unwrap_or_default()
     }
 
@@ -331,7 +317,7 @@ impl Rig {
 
     pub fn onboarding(&self, name: &str) -> v1::Onboarding {
         match self.topics.get(&format!("devices/{name}/onboarding")) {
-            Some(Shown::Onboarding(message)) => message.clone(),
+            Some(Shown::Onboarding(message)) => (**message).clone(),
             other => panic!("{other:?}"),
         }
     }
@@ -339,7 +325,7 @@ impl Rig {
     pub fn reported(&self, name: &str) -> v1::ReportedConfig {
         let topic = if name.is_empty() { "config/reported".into() } else { format!("devices/{name}/config/reported") };
         match self.topics.get(&topic) {
-            Some(Shown::Config(message)) => message.clone(),
+            Some(Shown::Config(message)) => (**message).clone(),
             other => panic!("{other:?}"),
         }
     }

@@ -27,7 +27,11 @@ pub(super) fn refused(key: &CommandKey, command: &v1::Command, refusal: &Refusal
     v1::CommandResult {
         correlation_id: key.correlation_id.clone(),
         device: key.device.to_string(),
-        outcome: Outcome::Rejected.into(),
+        outcome: match refusal.confirmation {
+            Some(_) => Outcome::ConfirmationRequired.into(),
+            None => Outcome::Rejected.into(),
+        },
+        confirmation: refusal.confirmation.clone().unwrap_or_default(),
         code: refusal.code.to_owned(),
         message: refusal.message.clone(),
         writes: writes.into_iter().collect(),

@@ -12,6 +12,7 @@ use super::job::{Job, Target, USUAL_PROOF_MS, Version, digest};
 use super::profile::Profile;
 use super::prove::{Verdict, Watcher, baseline, judge};
 use super::states::{Action, Event, Guard, State, TABLE};
+use crate::contract::v1;
 use crate::contract::v1::event::Severity;
 use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{FieldError, Refusal};
@@ -120,6 +121,7 @@ impl Desired {
     ///
     /// # Errors
     /// [`Refusal`] with all errors. What runs is not changed; the refusal is shown in `config/reported`.
+    #[allow(clippy::too_many_arguments, reason = "a document and all that it is judged by")]
     pub fn desired(
         &mut self,
         now: Stamp,
@@ -351,12 +353,17 @@ impl Desired {
         }
     }
 
-    fn show(&self, target: &Target, facts: Facts<'_>, step: &mut Step) {
-        let Some(job) = self.jobs.get(target) else { return };
+    /// The message of a target.
+    pub fn reported(&self, target: &Target, facts: Facts<'_>) -> Option<v1::ReportedConfig> {
         let empty = Map::new();
         let base = facts.profile.map_or(&empty, |p| &p.base);
-        let message = reported(target, job, base, self.history.get(target));
-        step.show(target.topic(), Shown::Config(message));
+        Some(reported(target, self.jobs.get(target)?, base, self.history.get(target)))
+    }
+
+    fn show(&self, target: &Target, facts: Facts<'_>, step: &mut Step) {
+        if let Some(message) = self.reported(target, facts) {
+            step.show(target.topic(), Shown::Config(Box::new(message)));
+        }
     }
 
     fn keep(&self, target: &Target, facts: Facts<'_>, step: &mut Step) {
@@ -445,11 +452,9 @@ impl Desired {
             }
         }
         self.keep(target, facts, step);
-        if next {
-            if let Some(queued) = self.jobs.get_mut(target).and_then(|job| job.queued.take()) {
-                let cause = Cause::own(&queued.by.clone());
-                return self.follow(now, target, Event::Desired, Some(queued), facts, watcher, &cause, "", step);
-            }
+        if next && let Some(queued) = self.jobs.get_mut(target).and_then(|job| job.queued.take()) {
+            let cause = Cause::own(&queued.by.clone());
+            return self.follow(now, target, Event::Desired, Some(queued), facts, watcher, &cause, "", step);
         }
         Ok(())
     }
@@ -482,10 +487,10 @@ impl Desired {
             history.remove(&oldest);
             step.delete(Shelf::History, history_key(target, oldest));
         }
-        if *target == Target::Gateway {
-            if let Ok(overlay) = parse_gateway(&self.jobs[target].in_force.settings) {
-                self.keep_versions = overlay.history.unwrap_or(USUAL_HISTORY);
-            }
+        if *target == Target::Gateway
+            && let Ok(overlay) = parse_gateway(&self.jobs[target].in_force.settings)
+        {
+            self.keep_versions = overlay.history.unwrap_or(USUAL_HISTORY);
         }
     }
 

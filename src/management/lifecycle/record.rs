@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::identity::{Claim, Pin};
-use super::registry::Declaration;
 use super::states::{State, TABLE};
+use super::types::Declaration;
 use crate::contract::{timestamp, v1};
 use crate::management::table::Word;
 use crate::model::DeviceId;

@@ -124,7 +124,7 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
                 Message::Ask(request, reply) => {
                     let key = format!("{} {}", request.ask.correlation_id(), request.actor.name);
                     self.callers.insert(key, reply);
-                    inputs.push(Input::Request(*request));
+                    inputs.push(Input::Request(request));
                 }
                 Message::Look(look) => {
                     // What was asked before is seen.
@@ -148,13 +148,13 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
     async fn step(&mut self, mut inputs: Vec<Input>) {
         while !inputs.is_empty() {
             let (changes, effects) = self.core.handle(self.clock.now(), inputs).into_parts();
-            if !changes.is_empty() {
-                if let Err(error) = self.journal.commit(changes).await {
-                    tracing::error!(%error, "a change of management is not durable and is not done");
-                    self.callers.clear();
-                    inputs = self.load_again().await;
-                    continue;
-                }
+            if !changes.is_empty()
+                && let Err(error) = self.journal.commit(changes).await
+            {
+                tracing::error!(%error, "a change of management is not durable and is not done");
+                self.callers.clear();
+                inputs = self.load_again().await;
+                continue;
             }
             inputs = self.write_audit().await;
             for effect in effects {
