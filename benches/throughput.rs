@@ -143,7 +143,7 @@ fn write_configuration(directory: &Path, port: u16, plcs: &[u16], row: &Row) -> 
     let encoding = if row.encoding == Encoding::Json { "json" } else { "protobuf" };
     let gateway = format!(
         "[gateway]\nid = \"bench\"\ndata_dir = \"data\"\n\n[broker]\n[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\n\n\
-         [local]\nencoding = \"{encoding}\"\ntelemetry = {}\npoints = {}\nqos = 0\n",
+         [local]\nencoding = \"{encoding}\"\nqos = 0\n\n[local.publish]\ntelemetry = {}\npoints = {}\n",
         !row.per_point, row.per_point
     );
     std::fs::write(directory.join("fieldgate.toml"), gateway)?;

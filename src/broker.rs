@@ -27,6 +27,7 @@ mod codec;
 mod config;
 mod connection;
 mod embedded;
+mod fuzz;
 mod hub;
 mod listener;
 mod local;
@@ -43,6 +44,8 @@ use bytes::Bytes;
 pub use acl::{Access, Acl, AclRule, Who};
 pub use config::{AclError, Config, ConfigError, Limits, Listener, User};
 pub use embedded::{BrokerError, EmbeddedBroker};
+#[doc(hidden)]
+pub use fuzz::fuzz_packets;
 pub use hub::BrokerStats;
 pub use local::{BrokerClosed, LocalBroker, SubscribeError};
 pub use retained_store::{MemoryRetained, RetainedChange, RetainedStore, RetainedStoreError};

@@ -20,10 +20,10 @@ mod csv_list;
 mod device;
 pub mod diff;
 mod gateway;
-#[cfg(feature = "modbus")]
 mod into_broker;
 mod into_northbound;
 mod into_pipeline;
+#[cfg(feature = "modbus")]
 mod into_southbound;
 mod into_store;
 mod into_telemetry;
@@ -41,10 +41,12 @@ pub mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
+pub use into_broker::IntoBrokerError;
+pub use into_northbound::LOCAL;
 pub use problem::{Place, Problem, Problems, Severity};
-pub use secret::Secret;
 pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 

@@ -20,6 +20,10 @@
 //! Limits: every queue is bounded; the outbox takes records in only while it holds fewer than 256 messages, so its length
 //! is bounded by two batches of records. One connection per uplink at a time.
 //!
+//! Known limits of the MQTT client underneath: its sockets take no TCP_USER_TIMEOUT, so silence is timed here; one packet
+//! must pass the network within 1.5 keep-alives; TLS needs a host name or an IPv4 address. A broker of MQTT 3.1.1 that
+//! refuses a publication by its ACL confirms it all the same, which nobody can see: use MQTT 5 where ACLs may refuse.
+//!
 //! It must not: talk to devices, write to the store, decide about requests, or read a clock but through
 //! [`crate::platform::clock::Clock`] (tokio's timers serve for time-outs).
 
@@ -45,8 +49,8 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::board::{StateBoard, StateMessage};
 pub use self::config::{
-    ConfigError, ConsumerConfig, ConsumerKind, LinkPolicy, PublishSet, QosSet, ReplayConfig, Secret, ServerUrl,
-    UplinkConfig, Version,
+    ConfigError, ConsumerConfig, ConsumerKind, LinkPolicy, PublishSet, QosSet, ReplayConfig, ServerUrl, UplinkConfig,
+    Version,
 };
 pub use self::filter::{Filter, Pattern};
 pub use self::health::{ConsumerHealth, Notice, Severity};
@@ -106,7 +110,7 @@ impl<S: RecordSource> Consumer<S> {
         usage: Usage,
     ) -> Result<(Self, watch::Receiver<ConsumerHealth>), ConfigError> {
         config.check()?;
-        let (meter, health) = health::Meter::new(&config.name, usage);
+        let (meter, health) = health::Meter::new(&config.name, config.window, usage);
         Ok((Self { core: core::Core::new(config, &context, meter), context, source }, health))
     }
 }

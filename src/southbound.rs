@@ -15,11 +15,15 @@
 //!
 //! **Must not** know the pipeline, the store or anything northbound: values leave raw, unscaled and unfiltered.
 
+#[cfg(not(feature = "modbus"))]
+compile_error!("a gateway without a protocol reads nothing: enable the feature `modbus`");
+
 pub mod breaker;
 mod config;
 mod device;
 pub mod driver;
 mod error;
+pub mod explain;
 mod link;
 #[cfg(feature = "modbus")]
 pub mod modbus;

@@ -19,11 +19,12 @@
 mod config;
 mod consumer;
 mod error;
+pub mod export;
 pub mod fs;
 mod inbox;
+pub mod inspect;
 mod log;
 pub mod state;
-pub use state::{Change, StateStore};
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
 pub use consumer::Consumer;
 pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
 pub use log::frame::MAX_PAYLOAD;
+pub use state::{Op, StateError, StateStore};
 pub use stats::{ConsumerStats, LaneStats, Stats};
 
 use crate::model::{Lane, RecordKind, Seq};
@@ -100,11 +102,11 @@ impl Store {
         Self::open_on(Arc::new(RealFs), config, clock)
     }
 
-    /// Like [`Store::open`], on another file system.
+    /// Like [`Store::open`], with the log on another file system. The state is always on real files.
     pub fn open_on(fs: Arc<dyn FileSystem>, config: Config, clock: SharedClock) -> Result<Self, OpenError> {
-        let dir = config.dir.clone();
-        let (inbox, stats) = thread::start(fs, config, clock)?;
-        let state = StateStore::open(&dir).expect("temporary");
+        let state_dir = config.dir.join("state");
+        let (inbox, stats) = thread::start(fs, config, clock.clone())?;
+        let state = state::writer::start(&state_dir, inbox.clone(), clock)?;
         Ok(Self { inbox, stats, state })
     }
 
@@ -151,19 +153,14 @@ impl Store {
         reply.map_err(|Closed| ConsumerError::Closed(name.to_owned()))?
     }
 
-    /// Keyed state.
-    pub fn state(&self) -> &StateStore {
-        &self.state
-    }
-    /// Answers.
-    pub async fn ping(&self) -> bool {
-        self.sync().await;
-        true
-    }
-
     /// Figures, renewed about twice a second.
     pub fn stats(&self) -> watch::Receiver<Stats> {
         self.stats.clone()
+    }
+
+    /// The keyed state.
+    pub fn state(&self) -> &StateStore {
+        &self.state
     }
 
     /// Waits until everything accepted so far is synced, or known to be lost to a failing disk.
@@ -177,6 +174,7 @@ impl Store {
     /// # Errors
     /// Something could not be synced; the next start reports what is missing.
     pub async fn close(self) -> Result<(), CloseError> {
+        self.state.close().await;
         match self.inbox.ask(|reply| Control::Close { reply }).await {
             Ok(result) => result.map_err(CloseError),
             Err(Closed) => Ok(()),

@@ -71,10 +71,10 @@ fn toml_keys(file: &'static str, text: &str) -> Vec<Key> {
                 word.get_or_insert(i);
                 continue;
             }
-            if let Some(start) = word.take() {
-                if is_header || code[i..].trim_start().starts_with('=') {
-                    keys.push(Key { file, start: at + start, end: at + i, line: number as u32 + 1 });
-                }
+            if let Some(start) = word.take()
+                && (is_header || code[i..].trim_start().starts_with('='))
+            {
+                keys.push(Key { file, start: at + start, end: at + i, line: number as u32 + 1 });
             }
         }
         at += line.len();

@@ -1,4 +1,5 @@
 //! The local session from end to end, with a store and a broker in memory.
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! Uplinks against a real mosquitto.
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -101,6 +102,13 @@ impl Uplink {
                 return notice;
             }
         }
+    }
+
+    /// The next request and its correlation id.
+    async fn request(&mut self) -> (String, Request) {
+        let request = timeout(LONG, self.requests.recv()).await.expect("a request in time").unwrap();
+        let RequestKind::Command { command, .. } = &request.kind;
+        (command.correlation_id.clone(), request)
     }
 
     async fn end(self) -> FakeSource {
@@ -298,6 +306,55 @@ async fn a_broker_that_confirms_and_forgets_is_survived_inside_the_resend_window
     up.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_data_do_not_wait_for_the_backlog() {
+    let (old, live) = (20_000usize, 100usize);
+    let broker = Mosquitto::open();
+    let mut observer = Observer::start(broker.port, "plant/gw/devices/#").await;
+    let store = FakeStore::default();
+    for n in 0..old {
+        store.append_value("old", n as f64);
+    }
+    let mut config = config(&[broker.port]);
+    config.encoding = Encoding::Protobuf;
+    let mut up = start(config, &store);
+    up.connected().await;
+    let producing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            let mut sent = Vec::new();
+            let mut tick = tokio::time::interval(Duration::from_millis(10));
+            for n in 0..live {
+                tick.tick().await;
+                sent.push(std::time::Instant::now());
+                store.append_value("live", n as f64);
+            }
+            sent
+        }
+    });
+    let (mut arrived, mut last_old, mut seen_old) = (Vec::new(), -1.0, 0);
+    while arrived.len() < live || seen_old < old {
+        let message = timeout(LONG, observer.messages.recv()).await.expect("everything arrives").unwrap();
+        let batch = v1::Telemetry::decode_as(Encoding::Protobuf, &message.payload).unwrap();
+        let Some(pbjson_types::value::Kind::NumberValue(value)) = batch.points[0].value.as_ref().unwrap().kind else {
+            panic!()
+        };
+        if batch.device == "live" {
+            assert!(!batch.historical);
+            arrived.push(std::time::Instant::now());
+        } else {
+            assert!(batch.historical && value == last_old + 1.0, "{value} after {last_old}");
+            last_old = value;
+            seen_old += 1;
+        }
+    }
+    let sent = producing.await.unwrap();
+    let worst = sent.iter().zip(&arrived).map(|(s, a)| a.saturating_duration_since(*s)).max().unwrap();
+    assert!(worst < Duration::from_secs(2), "{worst:?}");
+    up.until("drained", |h| h.replay_progress.is_none() && h.confirmed == (old + live) as u64).await;
+    up.end().await;
+}
+
 #[tokio::test]
 async fn a_half_open_connection_is_found_and_the_next_server_taken() {
     for version in both_versions() {
@@ -346,7 +403,7 @@ async fn a_wrong_password_is_told_in_words() {
         let uplink = uplink(&mut config);
         uplink.version = version;
         uplink.user = Some("gateway".into());
-        uplink.password = Some(Secret::new("wrong"));
+        uplink.password = Some(fieldgate::security::Secret::new("wrong"));
         let mut up = start(config, &FakeStore::default());
         let health = up.until("refused", |h| h.reason.contains("authorised") || h.reason.contains("password")).await;
         assert!(!health.connected);
@@ -395,6 +452,28 @@ async fn a_message_that_is_too_large_is_reported_and_does_not_stop_the_rest() {
     }
 }
 
+/// MQTT 3.1.1 cannot refuse one message: mosquitto closes the connection when a packet is too large for it.
+#[tokio::test]
+async fn a_message_that_makes_the_broker_disconnect_is_given_up_and_the_rest_flows() {
+    let broker = Mosquitto::start("allow_anonymous true\nmax_packet_size 2000", &[]);
+    let mut observer = Observer::start(broker.port, "plant/gw/#").await;
+    let store = FakeStore::default();
+    let points: Vec<(String, f64)> = (0..200).map(|n| (format!("point-{n}"), 1.0)).collect();
+    let points: Vec<(&str, f64)> = points.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    store.append_value("pump", 1.0);
+    let poison = store.append(Lane::Bulk, RecordKind::Telemetry, telemetry_payload("pump", &points));
+    for n in 0..300 {
+        store.append_value("pump", f64::from(n));
+    }
+    let mut up = start(in_order(config(&[broker.port])), &store);
+    timeout(LONG, store.all_confirmed()).await.unwrap();
+    let gap = v1::Gap::decode_as(Encoding::Protobuf, &observer.next_on("/gaps").await.payload).unwrap();
+    assert_eq!((gap.reason.as_str(), gap.from_seq, gap.records), ("broker-disconnects", poison, 1));
+    // At least five closed connections; a reset may take confirmations with it and so accuse another one first.
+    assert!((6..=20).contains(&up.until("counted", |h| h.lost == 1).await.connections));
+    up.end().await;
+}
+
 #[tokio::test]
 async fn an_mqtt5_refusal_of_one_topic_is_reported_and_does_not_loop() {
     let acl =
@@ -429,26 +508,31 @@ async fn commands_arrive_and_are_acknowledged_only_when_stored() {
         let mut up = start(config, &FakeStore::default());
         up.connected().await;
         let topic = "plant/gw/devices/pump/command";
-        let command = r#"{"correlationId":"c1","writes":[{"point":"p","value":1}]}"#;
-        observer.client.publish(topic, QoS::AtLeastOnce, false, command).await.unwrap();
-        let request = timeout(LONG, up.requests.recv()).await.unwrap().unwrap();
-        assert_eq!(request.origin.actor(), "mqtt:site");
+        let command = |id: &str| format!(r#"{{"correlationId":"{id}","writes":[{{"point":"p","value":1}}]}}"#);
+        observer.client.publish(topic, QoS::AtLeastOnce, false, command("c1")).await.unwrap();
+        let (id, request) = up.request().await;
+        assert_eq!((id.as_str(), request.origin.actor().as_str()), ("c1", "mqtt:site"));
         // Not stored: the connection breaks, the broker delivers it again.
         drop(request);
         proxy.cut();
-        let request = timeout(LONG, up.requests.recv()).await.unwrap().unwrap();
+        let (id, request) = up.request().await;
+        assert_eq!(id, "c1");
         request.receipt.accept();
-        // Stored: never again. What is retained is refused.
-        observer.client.publish(topic, QoS::AtLeastOnce, true, command).await.unwrap();
-        up.until("refused", |h| h.requests_refused == 0).await;
+        // Stored: it does not come again, only the one after it that was not.
+        observer.client.publish(topic, QoS::AtLeastOnce, false, command("c2")).await.unwrap();
+        assert_eq!(up.request().await.0, "c2");
+        proxy.cut();
+        assert_eq!(up.request().await.0, "c2");
         up.end().await;
 
+        // A retained command is refused by a session that finds it.
+        observer.client.publish(topic, QoS::AtLeastOnce, true, command("c3")).await.unwrap();
         let mut config = self::config(&[broker.port]);
         uplink(&mut config).version = version;
         uplink(&mut config).client_id = Some("another".into());
         let mut up = start(config, &FakeStore::default());
         let result = v1::CommandResult::decode_as(Encoding::Json, &observer.next_on("result").await.payload).unwrap();
-        assert_eq!((result.correlation_id.as_str(), result.code.as_str()), ("c1", "retained"));
+        assert_eq!((result.correlation_id.as_str(), result.code.as_str()), ("c3", "retained"));
         up.until("counted", |h| h.requests_refused == 1).await;
         assert!(up.requests.try_recv().is_err());
         up.end().await;

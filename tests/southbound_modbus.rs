@@ -1,4 +1,5 @@
 //! The southbound side against Modbus servers that nobody here wrote: pymodbus and pyModbusTCP.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod southbound_support;
 
@@ -51,15 +52,15 @@ async fn pymodbus_tcp_every_value_is_right_and_the_device_says_what_it_is() {
     let (_server, port) = python_server("modbus_pymodbus.py", &["tcp", "1,2"]);
     let devices = [1, 2].map(|unit| device(&format!("d{unit}"), config(tcp(port), unit, mixed_points()), FAST));
     let mut running = start(devices.into());
-    for unit in [1, 2] {
-        check_mixed(&running.good_scan(&format!("d{unit}")).await, unit);
-    }
     let identity = running
         .wait("an identity", |update| match update {
             Update::Identity { identity, .. } => Some(identity),
             _ => None,
         })
         .await;
+    for unit in [1, 2] {
+        check_mixed(&running.good_scan(&format!("d{unit}")).await, unit);
+    }
     assert_eq!(identity.vendor.as_deref(), Some("ACME"));
     assert_eq!(identity.model.as_deref(), Some("PM-5"));
     assert_eq!(identity.firmware.as_deref(), Some("1.2"));
@@ -226,7 +227,9 @@ async fn late_reply(link: Link) {
     prompt.breaker.failures = 1000;
     let mut running = start(vec![device("late", late, FAST), device("prompt", prompt, FAST)]);
     let (mut good, mut timeouts) = (0, 0);
-    while good < 20 || timeouts < 3 {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while good < 8 || timeouts < 3 {
+        assert!(tokio::time::Instant::now() < deadline, "only {good} good scans and {timeouts} timeouts");
         let scan =
             running.wait("scans", |update| if let Update::Scan(scan) = update { Some(scan) } else { None }).await;
         match (scan.device.as_str(), &scan.results[0].outcome) {
@@ -260,4 +263,52 @@ async fn a_late_reply_is_never_taken_for_another_on_a_serial_line() {
     let theirs = pair.theirs.to_str().unwrap();
     let (_server, _) = python_server("modbus_pymodbus.py", &["rtu", "1", "--path", theirs, "--late", "800"]);
     late_reply(serial(&pair.ours)).await;
+}
+
+/// CPU time of this process so far, user and system, from the kernel's account (clock ticks of 10 ms).
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+/// 20 devices of 100 registers each ten times a second; one dies; the others keep their schedule.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_devices_keep_their_schedule_when_one_of_them_dies() {
+    const EVERY: Duration = Duration::from_millis(100);
+    const WINDOW: Duration = Duration::from_secs(5);
+    let (_servers, ports) = python_servers("modbus_pymodbus.py", &["tcp", "1", "--servers", "19"]);
+    let (victim, victim_port) = python_server("modbus_pymodbus.py", &["tcp", "1"]);
+    let devices = ports.iter().copied().chain([victim_port]).enumerate().map(|(index, port)| {
+        let mut config = config(tcp(port), 1, words(Table::Holding, 0..100));
+        config.identify = false;
+        device(&format!("d{index}"), config, EVERY)
+    });
+    let mut running = start(devices.collect());
+    running.good_scan("d19").await;
+    drop(victim);
+    running.bad_scan("d19", Reason::LinkDown).await;
+
+    let (begun, cpu) = (tokio::time::Instant::now(), cpu_time());
+    let (mut scans, mut values) = ([0u32; 20], 0);
+    while begun.elapsed() < WINDOW {
+        let Ok(Some(Update::Scan(scan))) = tokio::time::timeout(EVERY, running.updates.recv()).await else { continue };
+        let index: usize = scan.device.as_str()[1..].parse().unwrap();
+        if index < 19 {
+            scans[index] += 1;
+            values += scan.results.len();
+            for result in &scan.results {
+                assert_eq!(result.outcome, holding(1, result.point as u16));
+            }
+        }
+    }
+    let (cpu, planned) = (cpu_time() - cpu, WINDOW.as_secs_f64() / EVERY.as_secs_f64());
+    println!(
+        "{values} values, {:.2} µs of CPU each, client and checks together",
+        cpu.as_secs_f64() * 1e6 / values as f64
+    );
+    let kept = f64::from(scans[..19].iter().sum::<u32>()) / (19.0 * planned);
+    assert!(kept >= 0.99, "kept {kept:.3} of the schedule: {scans:?}");
+    running.southbound.shutdown().await;
 }

@@ -1,7 +1,7 @@
 //! **The server side of Modbus**, written from the Modbus Application Protocol Specification V1.1b3 and the serial line
 //! guide V1.02. It is Sans-IO: bytes in, bytes out; [`crate::server`] moves them.
 //!
-//! Function codes 1–6, 15, 16, 17 (report server id), 22 (mask write), 23 (read and write) and 43/14 (identification).
+//! Function codes 1–6, 8 (echo only), 15, 16, 17 (report server id), 22 (mask write), 23 (read and write) and 43/14 (identification).
 //! Addresses are 0-based protocol addresses everywhere.
 
 pub mod frame;

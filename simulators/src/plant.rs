@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_serial::SerialStream;
@@ -54,6 +54,10 @@ impl Plant {
                 baud: match listener.link {
                     Link::RtuOverTcp { baud, .. } => baud,
                     Link::Tcp(_) | Link::Serial { .. } => None,
+                },
+                replies: match listener.link {
+                    Link::RtuOverTcp { broadcast: true, .. } => Some(broadcast::Sender::new(server::LATE)),
+                    _ => None,
                 },
                 line: Arc::default(),
                 stop: stopped.clone(),
@@ -181,10 +185,10 @@ async fn open(listener: &Listener, port: Port, tasks: &mut JoinSet<()>) -> Resul
             tasks.spawn(server::accept(port, socket, listener.max_connections));
             Ok(Link::Tcp(bound))
         }
-        Link::RtuOverTcp { bind: address, baud } => {
+        Link::RtuOverTcp { bind: address, baud, broadcast } => {
             let (bound, socket) = bind(*address).await?;
             tasks.spawn(server::accept(port, socket, listener.max_connections));
-            Ok(Link::RtuOverTcp { bind: bound, baud: *baud })
+            Ok(Link::RtuOverTcp { bind: bound, baud: *baud, broadcast: *broadcast })
         }
         Link::Serial { path, baud } => {
             let stream = SerialStream::open(&tokio_serial::new(path, *baud))

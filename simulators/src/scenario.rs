@@ -35,6 +35,8 @@ pub enum Link {
         bind: SocketAddr,
         /// Speed of the line behind it, which every byte costs; `None`: no cost.
         baud: Option<u32>,
+        /// Replies go to every open connection, also to those that came after the request.
+        broadcast: bool,
     },
     /// RTU on a serial line.
     Serial {

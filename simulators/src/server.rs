@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_serial::SerialStream;
 use tracing::{debug, info, warn};
@@ -24,6 +25,9 @@ const SILENCE: Duration = Duration::from_millis(50);
 /// Time between attempts to open a serial line again.
 const REOPEN: Duration = Duration::from_secs(1);
 
+/// Replies that a converter keeps for a connection that does not take them; older ones are lost.
+pub(crate) const LATE: usize = 64;
+
 /// What all connections of one listener share.
 #[derive(Clone)]
 pub(crate) struct Port {
@@ -32,6 +36,8 @@ pub(crate) struct Port {
     pub framing: Framing,
     /// Speed of the line behind a converter; bytes cost time.
     pub baud: Option<u32>,
+    /// Set for a converter that gives every reply to every open connection.
+    pub replies: Option<broadcast::Sender<Vec<u8>>>,
     /// One at a time on a shared line.
     pub line: Arc<tokio::sync::Mutex<()>>,
     pub stop: watch::Receiver<bool>,
@@ -112,9 +118,14 @@ pub(crate) async fn serve_serial(mut port: Port, path: String, baud: u32, first:
 pub(crate) async fn serve(mut port: Port, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut decoder = Decoder::new(port.framing);
     let mut buffer = [0; 1024];
+    let mut replies = port.replies.as_ref().map(broadcast::Sender::subscribe);
     loop {
         let read = tokio::select! {
             () = port.stopped() => return Ok(()),
+            bytes = next_reply(&mut replies) => {
+                stream.write_all(&bytes).await?;
+                continue;
+            }
             read = tokio::time::timeout(SILENCE, stream.read(&mut buffer)) => read,
         };
         match read {
@@ -133,6 +144,18 @@ pub(crate) async fn serve(mut port: Port, mut stream: impl AsyncRead + AsyncWrit
                 Ok(None) => break,
                 Err(_broken) => return Ok(()),
             }
+        }
+    }
+}
+
+/// The next reply of the line behind a converter; pends where replies go to their own connection.
+async fn next_reply(replies: &mut Option<broadcast::Receiver<Vec<u8>>>) -> Vec<u8> {
+    let Some(replies) = replies else { return std::future::pending().await };
+    loop {
+        match replies.recv().await {
+            Ok(bytes) => return bytes,
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return std::future::pending().await,
         }
     }
 }
@@ -157,6 +180,10 @@ async fn reply(port: &mut Port, stream: &mut (impl AsyncWrite + Unpin), request:
             () = tokio::time::sleep(wait) => {}
         }
     }
-    stream.write_all(&bytes).await?;
+    match &port.replies {
+        // This connection listens as well, so that there is a receiver.
+        Some(replies) => _ = replies.send(bytes),
+        None => stream.write_all(&bytes).await?,
+    }
     Ok(true)
 }

@@ -46,8 +46,8 @@ async fn set_points_are_written_read_back_and_act() {
     station.write_multiple_registers(22, &[0x4020, 0]).await.expect("reply").expect("2.5 m is in range");
     assert_eq!(plant.signal("control.start_level"), Some(Signal::Number(2.5)));
     assert_eq!(station.read_holding_registers(22, 2).await.expect("reply"), Ok(vec![0x4020, 0]));
-    station.write_single_coil(0, false).await.expect("reply").expect("a coil");
-    station.write_single_coil(2, true).await.expect("reply").expect("a coil");
+    station.write_single_coil(1, false).await.expect("reply").expect("a coil");
+    station.write_single_coil(3, true).await.expect("reply").expect("a coil");
     let runs = async { while station.read_discrete_inputs(9, 1).await.expect("reply") != Ok(vec![true]) {} };
     tokio::time::timeout(SOON, runs).await.expect("pump 2 starts");
 
@@ -195,5 +195,33 @@ async fn garbage_on_every_port_harms_nobody() {
     }
     let mut station = connect(&plant, "station").await;
     station.read_input_registers(0, 2).await.expect("reply").expect("still there");
+    plant.stop().await;
+}
+
+#[tokio::test]
+async fn a_converter_may_give_a_late_reply_to_the_next_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut scenario = Scenario::uniform(1, 10, Fill::Address);
+    let bind = "127.0.0.1:0".parse().expect("an address");
+    scenario.listeners[0].link = Link::RtuOverTcp { bind, baud: None, broadcast: true };
+    scenario.devices[0].faults.delay = Delay::fixed(Duration::from_millis(300));
+    let plant = Plant::start(scenario).await.expect("starts");
+    let address = plant.address("device-000").expect("a socket");
+    let request = fieldgate_simulators::modbus::frame::encode(
+        fieldgate_simulators::modbus::frame::Framing::Rtu,
+        0,
+        1,
+        &[3, 0, 4, 0, 1],
+    );
+    let mut first = TcpStream::connect(address).await.expect("accepted");
+    first.write_all(&request).await.expect("sent");
+    while plant.stats("device-000").expect("known").requests < 1 {
+        tokio::task::yield_now().await;
+    }
+    drop(first);
+    let mut second = TcpStream::connect(address).await.expect("accepted");
+    let mut reply = [0; 7];
+    tokio::time::timeout(SOON, second.read_exact(&mut reply)).await.expect("in time").expect("a late reply");
+    assert_eq!(reply[..5], [1, 3, 2, 0, 4]);
     plant.stop().await;
 }

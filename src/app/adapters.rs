@@ -1,14 +1,13 @@
 //! The few lines that let modules meet without knowing each other: each implements a trait that one module owns on the
 //! type of another.
 
-use std::sync::Arc;
-
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::broker::{self, EmbeddedBroker, LocalBroker, RetainedChange, RetainedStore, RetainedStoreError};
 use crate::model::{Delivery, Depth, Lane, Order, Seq};
 use crate::northbound::{self, LocalClosed, LocalPublisher, RecordSource, SourceClosed};
-use crate::store::{self, Change, Store};
+use crate::store::{self, Store};
 
 /// Tree of the state store that holds retained messages.
 const RETAINED: &str = "retained";
@@ -99,16 +98,21 @@ fn inbound(message: broker::Inbound) -> northbound::Inbound {
 pub struct RetainedInState(pub Store);
 
 impl RetainedStore for RetainedInState {
-    async fn load(&self) -> Result<Vec<(String, bytes::Bytes)>, RetainedStoreError> {
-        self.0.state().scan(RETAINED, "").await.map_err(|e| RetainedStoreError { act: "read", source: Box::new(e) })
+    async fn load(&self) -> Result<Vec<(String, Bytes)>, RetainedStoreError> {
+        let all =
+            self.0.state().scan(RETAINED, b"").map_err(|e| RetainedStoreError { act: "read", source: Box::new(e) })?;
+        Ok(all.into_iter().map(|(topic, value)| (String::from_utf8_lossy(&topic).into_owned(), value)).collect())
     }
 
     async fn write(&self, changes: Vec<RetainedChange>) -> Result<(), RetainedStoreError> {
-        let changes = changes.into_iter().map(|c| Change { key: c.topic.to_string(), value: c.value }).collect();
-        self.0
-            .state()
-            .put_lazy(RETAINED, changes)
-            .await
-            .map_err(|e| RetainedStoreError { act: "written", source: Box::new(e) })
+        let state = self.0.state();
+        for RetainedChange { topic, value } in changes {
+            let written = match value {
+                Some(value) => state.put_lazy(RETAINED, topic.as_bytes(), value).await,
+                None => state.delete_lazy(RETAINED, topic.as_bytes()).await,
+            };
+            written.map_err(|e| RetainedStoreError { act: "written", source: Box::new(e) })?;
+        }
+        Ok(())
     }
 }

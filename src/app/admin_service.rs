@@ -10,7 +10,7 @@ use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
 use crate::admin::{Answer, DeviceLine, PointLine, Reply, Request, Service};
 use crate::contract::{ContractMessage, json_value, timestamp};
-use crate::model::{Batch, Point, Quality, Sample, Tier};
+use crate::model::{Batch, DeviceId, Point, Quality, Sample, Tier};
 use crate::southbound::Identity;
 
 /// Lines that a slow terminal may lag behind before it is told that it skipped some.
@@ -34,10 +34,7 @@ impl AdminService {
 impl Service for AdminService {
     async fn answer(&self, request: Request) -> Reply {
         match request {
-            Request::Devices => {
-                let devices = self.latest.read(|table| table.values().map(device_line).collect());
-                Reply::One(Answer::Devices { devices })
-            }
+            Request::Devices => Reply::One(Answer::Devices { devices: device_lines(&self.latest) }),
             Request::Points { device } => Reply::One(self.points(device.as_deref())),
             Request::Tail { device, point } => self.tail(device, point),
             Request::Health => Reply::One(match serde_json::to_value(self.health.message()) {
@@ -60,10 +57,7 @@ impl AdminService {
             {
                 return unknown_device(name, table.keys().map(|id| id.as_str()));
             }
-            let wanted = table.values().filter(|view| device.is_none_or(|name| view.device.id.as_str() == name));
-            let points = wanted
-                .flat_map(|view| view.device.points.iter().zip(&view.samples).map(|(p, s)| line(view, p, s.as_ref())));
-            Answer::Points { points: points.collect() }
+            Answer::Points { points: point_lines(table, device) }
         })
     }
 
@@ -126,8 +120,20 @@ async fn forward(
     }
 }
 
-/// One device for a table.
-pub fn device_line(view: &DeviceView) -> DeviceLine {
+/// All devices for a table.
+pub fn device_lines(latest: &Latest) -> Vec<DeviceLine> {
+    latest.read(|table| table.values().map(device_line).collect())
+}
+
+/// Points of one device, or of all, for a table.
+pub fn point_lines(table: &BTreeMap<DeviceId, DeviceView>, device: Option<&str>) -> Vec<PointLine> {
+    let wanted = table.values().filter(|view| device.is_none_or(|name| view.device.id.as_str() == name));
+    wanted
+        .flat_map(|view| view.device.points.iter().zip(&view.samples).map(|(p, s)| line(view, p, s.as_ref())))
+        .collect()
+}
+
+fn device_line(view: &DeviceView) -> DeviceLine {
     DeviceLine {
         device: view.device.id.to_string(),
         protocol: view.device.protocol.to_owned(),

@@ -20,25 +20,33 @@ use crate::northbound::{self, Notice, RequestKind};
 use crate::pipeline::{DevicePipeline, Scaling};
 use crate::platform::clock::SharedClock;
 use crate::southbound::Southbound;
-use crate::store::{Change, NewRecord, Store};
+use crate::store::{NewRecord, Op, Store};
 
 /// Tree of the state store that holds commands and their answers.
 const COMMANDS: &str = "commands";
 
 /// The scalings of all devices; shared, replaced by a reload.
 #[derive(Debug, Clone, Default)]
-pub struct Scalings(Arc<RwLock<HashMap<DeviceId, (Arc<Device>, Scaling)>>>);
+pub struct Scalings(Arc<RwLock<HashMap<DeviceId, Scaled>>>);
+
+#[derive(Debug)]
+struct Scaled {
+    device: Arc<Device>,
+    scaling: Scaling,
+}
 
 impl Scalings {
     /// Takes those of a new configuration.
     pub fn set(&self, pipelines: &[DevicePipeline]) {
-        let of = |p: &DevicePipeline| (p.device().id.clone(), (p.device().clone(), p.scaling()));
+        let of =
+            |p: &DevicePipeline| (p.device().id.clone(), Scaled { device: p.device().clone(), scaling: p.scaling() });
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = pipelines.iter().map(of).collect();
     }
 
     fn find(&self, device: &DeviceId, point: &PointId) -> Result<(u32, Scaling), String> {
         let scalings = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let (known, scaling) = scalings.get(device).ok_or_else(|| format!("device {device} is not configured"))?;
+        let Scaled { device: known, scaling } =
+            scalings.get(device).ok_or_else(|| format!("device {device} is not configured"))?;
         let index = known.points.iter().position(|p| p.id == *point);
         let index = index.ok_or_else(|| format!("device {device} has no point {point}"))?;
         Ok((index as u32, scaling.clone()))
@@ -81,23 +89,23 @@ pub struct LedgerInState(pub Store);
 
 impl CommandLedger for LedgerInState {
     async fn load(&self) -> Result<Vec<LedgerEntry>, LedgerError> {
-        let all = self.0.state().scan(COMMANDS, "").await;
-        let all = all.map_err(|e| LedgerError { act: "read", reason: e.to_string() })?;
+        let all = self.0.state().scan(COMMANDS, b"").map_err(|e| LedgerError { act: "read", reason: e.to_string() })?;
         // One damaged entry must not keep the gateway from starting; its command counts as never seen.
-        let readable = |(key, octets): &(String, Bytes)| {
-            LedgerEntry::decode(octets).inspect_err(|error| tracing::error!(key, %error, "command left out")).ok()
+        let readable = |(key, octets): &(Bytes, Bytes)| {
+            LedgerEntry::decode(octets).inspect_err(|error| tracing::error!(?key, %error, "command left out")).ok()
         };
         Ok(all.iter().filter_map(readable).collect())
     }
 
     async fn apply(&self, put: Vec<LedgerEntry>, remove: Vec<CommandKey>) -> Result<(), LedgerError> {
-        let removed = remove.into_iter().map(|key| Change { key: key.as_text(), value: None });
-        let put = put.into_iter().map(|entry| Change { key: entry.key.as_text(), value: Some(entry.encode()) });
+        let (tree, text) = (|| COMMANDS.to_owned(), |key: &CommandKey| Bytes::from(key.as_text()));
+        let removed = remove.iter().map(|key| Op::Delete { tree: tree(), key: text(key) });
+        let put = put.iter().map(|entry| Op::Put { tree: tree(), key: text(&entry.key), value: entry.encode() });
         let changes: Vec<_> = removed.chain(put).collect();
         if changes.is_empty() {
             return Ok(());
         }
-        self.0.state().batch(COMMANDS, changes).await.map_err(|e| LedgerError { act: "written", reason: e.to_string() })
+        self.0.state().batch(changes).await.map_err(|e| LedgerError { act: "written", reason: e.to_string() })
     }
 }
 

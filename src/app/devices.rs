@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::Mutex;
 
 use super::events::EventLog;
@@ -13,7 +14,7 @@ use crate::model::{Device, DeviceId};
 use crate::northbound::StateBoard;
 use crate::platform::clock::SharedClock;
 use crate::southbound::{DeviceState, Identity};
-use crate::store::{Change, Store};
+use crate::store::{Op, Store};
 
 /// Tree of the state store that holds pinned identities.
 const PINS: &str = "pins";
@@ -36,9 +37,10 @@ impl DeviceDesk {
 
     /// Takes the declared devices, at start and after each reload.
     pub async fn declare(&self, devices: &[Arc<Device>]) -> Result<(), String> {
-        let kept = self.store.state().scan(PINS, "").await.map_err(|e| format!("read pinned identities: {e}"))?;
-        let kept: HashMap<String, Pin> =
-            kept.into_iter().filter_map(|(id, octets)| Some((id, Pin::decode(&octets)?))).collect();
+        let kept = self.store.state().scan(PINS, b"").map_err(|e| format!("read pinned identities: {e}"))?;
+        let readable =
+            |(id, octets): (Bytes, Bytes)| Some((String::from_utf8_lossy(&id).into_owned(), Pin::decode(&octets)?));
+        let kept: HashMap<String, Pin> = kept.into_iter().filter_map(readable).collect();
         let mut onboarding = self.onboarding.lock().await;
         let outputs = onboarding.declare(devices, |id| kept.get(id.as_str()).cloned(), self.clock.now());
         self.perform(outputs).await
@@ -73,9 +75,9 @@ impl DeviceDesk {
 
     /// What is to survive a restart is durable before anything that follows from it is published.
     async fn perform(&self, outputs: Vec<OnboardingOutput>) -> Result<(), String> {
-        let kept: Vec<Change> = outputs.iter().filter_map(to_keep).collect();
+        let kept: Vec<Op> = outputs.iter().filter_map(to_keep).collect();
         if !kept.is_empty() {
-            self.store.state().batch(PINS, kept).await.map_err(|e| format!("keep pinned identities: {e}"))?;
+            self.store.state().batch(kept).await.map_err(|e| format!("keep pinned identities: {e}"))?;
         }
         for output in outputs {
             match output {
@@ -100,10 +102,11 @@ impl DeviceDesk {
     }
 }
 
-fn to_keep(output: &OnboardingOutput) -> Option<Change> {
+fn to_keep(output: &OnboardingOutput) -> Option<Op> {
+    let key = |id: &DeviceId| Bytes::copy_from_slice(id.as_str().as_bytes());
     match output {
-        OnboardingOutput::Keep(id, pin) => Some(Change { key: id.to_string(), value: Some(pin.encode()) }),
-        OnboardingOutput::Forget(id) => Some(Change { key: id.to_string(), value: None }),
+        OnboardingOutput::Keep(id, pin) => Some(Op::Put { tree: PINS.to_owned(), key: key(id), value: pin.encode() }),
+        OnboardingOutput::Forget(id) => Some(Op::Delete { tree: PINS.to_owned(), key: key(id) }),
         _ => None,
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use super::devices::DeviceDesk;
 use super::latest::Latest;
@@ -74,11 +75,12 @@ impl Ingest {
         Self { pipelines, store, latest, desk, clock, stats }
     }
 
-    /// Runs until the drivers have closed their side of `updates`; then everything pending is in the log.
+    /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
     pub async fn run(
         mut self,
         mut updates: mpsc::Receiver<Update>,
         mut control: mpsc::Receiver<Control>,
+        stop: CancellationToken,
     ) -> Result<(), String> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -88,6 +90,11 @@ impl Ingest {
             let batches = tokio::select! {
                 biased;
                 Some(change) = control.recv() => self.change(change),
+                // What is in the queue still comes; nothing new is taken.
+                () = stop.cancelled(), if !updates.is_closed() => {
+                    updates.close();
+                    continue;
+                }
                 taken = updates.recv_many(&mut burst, BURST) => {
                     if taken == 0 {
                         break;

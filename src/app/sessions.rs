@@ -103,7 +103,7 @@ impl Sessions {
         let fail = |act: &str, reason: String| format!("{act} consumer {name}: {reason}");
         let spec = ConsumerSpec { name: name.clone(), start: Start::Oldest };
         let source = LogSource(self.store.consumer(spec).await.map_err(|e| fail("open", e.to_string()))?);
-        let sent = usage::load(&self.store, &name).await;
+        let sent = usage::load(&self.store, &name);
         let (consumer, health) = Consumer::new(wanted.config.clone(), source, self.context.clone(), sent)
             .map_err(|e| fail("configure", e.to_string()))?;
         let stop = CancellationToken::new();

@@ -6,15 +6,15 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::northbound::{ConsumerHealth, Usage};
-use crate::store::{Change, Store};
+use crate::store::Store;
 
 const TREE: &str = "usage";
 /// Bytes sent in the last interval before a power cut are forgotten: at most so long.
 const EVERY: Duration = Duration::from_secs(60);
 
 /// What the consumer sent today, as far as it was kept.
-pub async fn load(store: &Store, consumer: &str) -> Usage {
-    let kept = store.state().get(TREE, consumer).await.ok().flatten();
+pub fn load(store: &Store, consumer: &str) -> Usage {
+    let kept = store.state().get(TREE, consumer.as_bytes()).ok().flatten();
     kept.and_then(|bytes| decode(&bytes)).unwrap_or_default()
 }
 
@@ -28,8 +28,7 @@ pub async fn keep(store: Store, consumer: String, health: watch::Receiver<Consum
             continue;
         }
         kept = now;
-        let change = Change { key: consumer.clone(), value: Some(encode(now)) };
-        if let Err(error) = store.state().put_lazy(TREE, vec![change]).await {
+        if let Err(error) = store.state().put_lazy(TREE, consumer.as_bytes(), encode(now)).await {
             tracing::warn!(consumer, %error, "the bytes sent today were not kept");
         }
     }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::adapters::RetainedInState;
-use super::admin_service::AdminService;
+use super::admin_service::{AdminService, device_lines, point_lines};
 use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
@@ -20,17 +21,18 @@ use super::reload::{self, InForce, Reloader};
 use super::sessions::{Sessions, Wanted};
 use super::supervisor::Supervisor;
 use super::watchdog;
+use crate::admin::{self, DeviceLine, PointLine};
 use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
+use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
 use crate::model::Device;
 use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
 use crate::pipeline::DevicePipeline;
 use crate::platform::clock::{SharedClock, SystemClock};
 use crate::southbound::{DeviceConfig, Southbound};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::telemetry::Telemetry;
-use crate::{admin, store};
 
 /// Why a part could not start.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,8 @@ pub struct Gateway {
     reloader: Arc<Reloader>,
     latest: Latest,
     summary: String,
+    ingest_stop: CancellationToken,
+    ingest_ended: oneshot::Receiver<()>,
 }
 
 impl Gateway {
@@ -73,8 +77,9 @@ impl Gateway {
         let events = EventLog::new(store.clone(), clock.clone());
 
         // The embedded broker, if there is one.
-        let broker = match loaded.gateway.broker_config().map_err(|e| failed("embedded broker")(&e))? {
-            Some(config) => {
+        let broker = match &loaded.gateway.broker {
+            Some(section) => {
+                let config = section.config().map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)
@@ -124,7 +129,14 @@ impl Gateway {
         let (update, updates) = mpsc::channel(loaded.gateway.limits.scan_queue);
         let (control, controls) = mpsc::channel::<Control>(4);
         let ingest = Ingest::new(pipelines, store.clone(), latest.clone(), desk.clone(), clock.clone(), stats.clone());
-        supervisor.spawn("ingest", ingest.run(updates, controls));
+        let (ingest_stop, (ingest_done, ingest_ended)) = (CancellationToken::new(), oneshot::channel());
+        let ingest = ingest.run(updates, controls, ingest_stop.clone());
+        supervisor.spawn("ingest", async move {
+            let outcome = ingest.await;
+            // Only a stop waits for this.
+            let _ = ingest_done.send(());
+            outcome
+        });
         let southbound = Southbound::start(drivers(&loaded), update, clock.clone());
 
         // What people and systemd see.
@@ -183,7 +195,7 @@ impl Gateway {
             }
         });
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch, "gateway started with {summary}");
-        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary })
+        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary, ingest_stop, ingest_ended })
     }
 
     /// One line for `systemctl status`.
@@ -191,9 +203,9 @@ impl Gateway {
         self.summary.clone()
     }
 
-    /// The last values, for the demo's table.
-    pub fn latest(&self) -> &Latest {
-        &self.latest
+    /// What the tables of `fieldgate devices` and `fieldgate points` show now.
+    pub fn tables(&self) -> (Vec<DeviceLine>, Vec<PointLine>) {
+        (device_lines(&self.latest), self.latest.read(|table| point_lines(table, None)))
     }
 
     /// Addresses that the embedded broker listens on.
@@ -210,15 +222,18 @@ impl Gateway {
     pub async fn stop(self, limit: Duration) {
         let begun = Instant::now();
         let deadline = begun + limit;
-        // No new samples; the ingest task ends by itself when the last scan is in the log.
         let drain = async {
             self.southbound.shutdown().await;
+            self.ingest_stop.cancel();
+            // An error only says that the task ended before.
+            let _ = self.ingest_ended.await;
             self.store.sync().await;
             self.reloader.sessions.lock().await.stop().await;
         };
         if timeout_at(begun + limit.mul_f64(0.5), drain).await.is_err() {
             tracing::warn!("not everything was sent before the stop; it will be sent after the next start");
         }
+        drop(self.reloader);
         self.supervisor.shutdown(limit.mul_f64(0.2)).await;
         if let Some(broker) = self.broker
             && timeout_at(begun + limit.mul_f64(0.85), broker.shutdown()).await.is_err()
@@ -234,7 +249,7 @@ impl Gateway {
 }
 
 async fn open_store(loaded: &Loaded, clock: &SharedClock) -> Result<Store, StartError> {
-    let (config, clock) = (loaded.gateway.store_config(), clock.clone());
+    let (config, clock) = (loaded.gateway.store.config(&loaded.gateway.identity.data_dir), clock.clone());
     let opened = tokio::task::spawn_blocking(move || store::Store::open(config, clock)).await;
     opened.map_err(|e| failed("store")(&e))?.map_err(|e| failed("store")(&e))
 }
@@ -268,5 +283,7 @@ pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
 
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
-    loaded.gateway.consumers().into_iter().map(|(config, tls)| Wanted { config, tls }).collect()
+    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
+    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files() };
+    local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

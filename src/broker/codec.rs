@@ -11,8 +11,8 @@ mod reader;
 
 pub(crate) use decode::{decode, decode_connect};
 pub(crate) use encode::{
-    ConnAckProperties, PublishHeader, connack, disconnect, pingresp, puback, pubcomp, publish, pubrec, pubrel, suback,
-    unsuback,
+    ConnAckProperties, PublishHeader, RECEIVE_MAXIMUM, connack, disconnect, pingresp, puback, pubcomp, publish, pubrec,
+    pubrel, suback, unsuback,
 };
 pub(crate) use reader::response_to;
 

@@ -29,7 +29,7 @@ pub enum ConfigError {
     /// Nobody could ever connect.
     #[error(
         "listener {0} needs authentication, but there are no users and it does not ask for client certificates; add a user \
-         (`fieldgate passwd` makes the hash), set `client-ca`, or listen on 127.0.0.1"
+         (`fieldgate hash-password` makes the hash), set `client-ca`, or listen on 127.0.0.1"
     )]
     NobodyMayConnect(SocketAddr),
     /// Two listeners on one address.
@@ -114,7 +114,8 @@ pub struct Limits {
     pub sessions: usize,
     /// How long a persistent session outlives its connection. Default 24 h.
     pub session_expiry: Duration,
-    /// How long our own publications are held back for one subscriber whose queue is half full. Default 5 s.
+    /// How long our own publications are held back for one subscriber whose queue holds an eighth of its limit (or for all
+    /// of them together, at half of theirs). Default 5 s.
     pub patience: Duration,
     /// From accept to CONNECT, the TLS handshake included. Default 10 s; the handshake alone has at most 5 s.
     pub connect_timeout: Duration,

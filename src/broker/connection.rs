@@ -19,14 +19,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Inbound;
-use super::codec::{self, DecodeError, PublishHeader, Version};
+use super::codec::{self, DecodeError, Packet, PublishHeader, Version};
 use super::embedded::Shared;
-use super::hub::{Effects, Leave, Link, Next, Outgoing, Ticket, reason};
+use super::hub::{Detached, Effects, Leave, Link, Next, Outgoing, Ticket, reason};
 
 /// Encoded bytes that may wait for the socket.
 const WRITE_AHEAD: usize = 64 * 1024;
 /// Smallest room for one read.
 const READ_ROOM: usize = 2048;
+/// Bytes of input above which its buffer is given back.
+const LARGE: usize = 16 * 1024;
 /// A client that takes no byte for this long is gone.
 const STALLED: Duration = Duration::from_secs(60);
 /// How long a receiver in this process may block the client that publishes to it.
@@ -248,6 +250,7 @@ impl Client {
     /// Decodes everything that was read and takes it to the hub in one go.
     async fn take_packets<S: AsyncRead + AsyncWrite + Unpin>(&mut self, wire: &mut Wire<S>) -> Result<(), End> {
         let limit = self.shared.limits.packet_bytes;
+        let large = wire.input.len() > LARGE;
         let mut packets = Vec::new();
         let broken = loop {
             match codec::decode(&mut wire.input, self.version, limit) {
@@ -256,21 +259,22 @@ impl Client {
                 Err(error) => break Some(error),
             }
         };
-        let now = self.shared.now();
+        if large && wire.input.is_empty() {
+            // Give back the memory of a large packet.
+            wire.input = BytesMut::new();
+        }
         let mut outcome = Ok(Next::Continue);
-        {
-            let mut hub = self.shared.hub();
-            for packet in packets {
-                outcome = hub.packet(self.ticket, packet, now, &mut self.fx, &mut wire.output);
-                if outcome != Ok(Next::Continue) {
-                    break;
-                }
-            }
-            if broken.is_some() {
-                hub.count(|stats| stats.protocol_errors += 1);
+        let mut packets = packets.into_iter().peekable();
+        while packets.peek().is_some() && outcome == Ok(Next::Continue) {
+            outcome = self.take_to_hub(&mut packets, &mut wire.output);
+            self.fx.ring();
+            if packets.peek().is_some() {
+                tokio::task::yield_now().await;
             }
         }
-        self.fx.ring();
+        if broken.is_some() {
+            self.shared.hub().count(|stats| stats.protocol_errors += 1);
+        }
         self.pending = true;
         for (receiver, message) in self.fx.local.drain(..) {
             hand_over(receiver, message).await?;
@@ -278,12 +282,31 @@ impl Client {
         match (outcome, broken) {
             (Err(_), _) => Err(End::Close(self.link.closed().unwrap_or(reason::TAKEN_OVER))),
             (Ok(Next::Disconnect { with_will, expiry }), _) => Err(End::Disconnect { with_will, expiry }),
+            (Ok(Next::Close(code)), _) => Err(End::Close(code)),
             (Ok(Next::Continue), Some(error)) => {
                 tracing::info!(%error, "connection closed");
                 Err(error.into())
             }
             (Ok(Next::Continue), None) => Ok(()),
         }
+    }
+
+    /// Takes packets to the hub under one lock, up to and with the first SUBSCRIBE: that one may take a while.
+    fn take_to_hub(
+        &mut self,
+        packets: &mut impl Iterator<Item = Packet>,
+        output: &mut BytesMut,
+    ) -> Result<Next, Detached> {
+        let now = self.shared.now();
+        let mut hub = self.shared.hub();
+        for packet in packets {
+            let subscribe = matches!(packet, Packet::Subscribe { .. });
+            let next = hub.packet(self.ticket, packet, now, &mut self.fx, output)?;
+            if subscribe || next != Next::Continue {
+                return Ok(next);
+            }
+        }
+        Ok(Next::Continue)
     }
 
     /// Encodes what waits in the session, up to one buffer.

@@ -68,7 +68,7 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
     pub census: Arc<Census>,
-    /// Rung when no subscriber is half full any more.
+    /// Rung when no subscriber's queue is long any more.
     pub room: Notify,
     hub: Mutex<Hub>,
     gate: RwLock<Arc<Gate>>,
@@ -325,7 +325,10 @@ async fn keep_time(shared: Arc<Shared>, store: impl RetainedStore, snapshot_inte
         }
         write_retained(&shared, &store, snapshot).await;
     }
-    // The last publications of the stop come in while clients say goodbye.
+    // However the stop came: by shutdown, by a failure, or because the last handle was dropped.
+    let mut fx = Effects::default();
+    shared.hub().close_all(&mut fx);
+    shared.settle(fx);
     shared.tasks.close();
     let _ = timeout(STOP, shared.tasks.wait()).await;
     write_retained(&shared, &store, true).await;

@@ -5,6 +5,7 @@
 //! subscription stands in the tree if and only if it stands in its session; what waits never exceeds the limits.
 
 mod deliver;
+mod lifecycle;
 mod message;
 mod packets;
 mod retained;
@@ -18,17 +19,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::acl::ClientAcl;
-use super::codec::{Connect, Version};
 use super::tree::{Target, Tree};
-use super::{Identity, Inbound, Limits, Publication, Qos, Retain};
+use super::{Inbound, Limits, Publication, Qos, Retain};
 pub(super) use deliver::Outgoing;
 pub(super) use message::Message;
 pub(super) use packets::Next;
 use retained::Retained;
 pub(super) use retained::{decode_retained, encode_retained};
 use session::{Session, SubOptions};
-use wills::{Will, Wills};
+use wills::Wills;
 
 /// What the broker counted since it started, and what it holds now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -163,9 +162,13 @@ pub(super) struct Hub {
     retained: Retained,
     wills: Wills,
     locals: Vec<Option<Local>>,
-    /// Connected sessions whose queue is more than half full.
+    /// Connected sessions whose queue is long.
     high: HashSet<usize>,
     queued_bytes: usize,
+    /// Since when all queues together hold more than half of what they may.
+    total_high_since: Option<u64>,
+    /// Messages that wait because of a SUBSCRIBE.
+    queued_retained: usize,
     epoch: u64,
     stats: BrokerStats,
     /// Wills of sessions that were closed while a message was being routed; routed next.
@@ -192,6 +195,8 @@ impl Hub {
             locals: Vec::new(),
             high: HashSet::new(),
             queued_bytes: 0,
+            total_high_since: None,
+            queued_retained: 0,
             epoch: 0,
             stats: BrokerStats::default(),
             late: Vec::new(),
@@ -221,163 +226,6 @@ impl Hub {
     /// Retained messages and what must be written of them.
     pub fn retained(&mut self) -> &mut Retained {
         &mut self.retained
-    }
-
-    /// Makes or continues the session of a client whose right to connect was checked. An earlier connection with the same
-    /// client id is closed first [MQTT-3.1.4-3].
-    pub fn attach(
-        &mut self,
-        connect: &Connect,
-        identity: Arc<Identity>,
-        acl: ClientAcl,
-        link: Arc<Link>,
-        now: u64,
-        fx: &mut Effects,
-    ) -> Attached {
-        let client_id = identity.client_id.clone();
-        let old = self.by_client.get(&client_id).copied();
-        if let Some(index) = old {
-            self.take_over(index, now, fx);
-        }
-        let expiry = self.granted_expiry(connect);
-        let kept = old
-            .filter(|&index| !connect.clean_start && self.session(index).is_some_and(|s| s.continues_for(&identity)));
-        if let (Some(index), None) = (old, kept) {
-            self.end_session(index, now);
-        }
-        self.wills.cancel(&client_id);
-        self.epoch += 1;
-        let index = kept.unwrap_or_else(|| self.new_session(&client_id));
-        let window = connect.receive_maximum.min(self.limits.inflight);
-        let will = connect.will.as_ref().map(|will| Will::new(will, identity.clone()));
-        let epoch = self.epoch;
-        let session = self.sessions[index].as_mut().expect("the session was found or made above");
-        session.attach(connect, identity, acl, link, epoch, expiry, window, will);
-        self.stats.connects += 1;
-        self.flush_late(now, fx);
-        Attached { ticket: Ticket { index, epoch }, present: kept.is_some(), expiry }
-    }
-
-    /// Seconds the session may outlive its connection: what was asked for, within the limit.
-    fn granted_expiry(&self, connect: &Connect) -> u32 {
-        let most = u32::try_from(self.limits.session_expiry.as_secs()).unwrap_or(u32::MAX);
-        match connect.version {
-            Version::V5 => connect.session_expiry.min(most),
-            Version::V311 if connect.clean_start => 0,
-            Version::V311 => most,
-        }
-    }
-
-    fn take_over(&mut self, index: usize, now: u64, fx: &mut Effects) {
-        let Some(session) = self.sessions[index].as_mut() else { return };
-        if let Some(link) = session.link.take() {
-            link.close(reason::TAKEN_OVER);
-            fx.wake.push(link);
-        }
-        self.high.remove(&index);
-        if let Some(will) = session.will.take() {
-            if will.delay == 0 {
-                self.late.push(will.publish(now));
-            } else {
-                // Kept until the caller knows whether the session ends (published) or continues (cancelled).
-                self.wills.schedule(session.client_id.clone(), will, now, u32::MAX);
-            }
-        }
-    }
-
-    fn new_session(&mut self, client_id: &Arc<str>) -> usize {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.sessions.push(None);
-            self.sessions.len() - 1
-        });
-        self.sessions[index] = Some(Box::new(Session::new(client_id.clone())));
-        self.by_client.insert(client_id.clone(), index);
-        index
-    }
-
-    fn session(&self, index: usize) -> Option<&Session> {
-        self.sessions.get(index)?.as_deref()
-    }
-
-    fn connected(&mut self, ticket: Ticket) -> Result<&mut Session, Detached> {
-        let session = self.sessions.get_mut(ticket.index).and_then(|s| s.as_deref_mut()).ok_or(Detached)?;
-        if session.epoch == ticket.epoch && session.link.is_some() { Ok(session) } else { Err(Detached) }
-    }
-
-    /// The connection is over. The session stays if it is to outlive it.
-    pub fn detach(&mut self, ticket: Ticket, leave: Leave, now: u64, fx: &mut Effects) {
-        let Ok(session) = self.connected(ticket) else { return };
-        session.link = None;
-        session.away_since = now;
-        if let Leave::Clean { expiry: Some(seconds) } = leave
-            && session.expiry > 0
-        {
-            session.expiry = seconds.min(session.expiry);
-        }
-        let stays = session.expiry > 0;
-        let will = session.will.take().filter(|_| leave == Leave::Lost);
-        let (client_id, expiry) = (session.client_id.clone(), session.expiry);
-        self.high.remove(&ticket.index);
-        if let Some(will) = will {
-            let delay = will.delay.min(expiry);
-            if delay == 0 {
-                self.late.push(will.publish(now))
-            } else {
-                self.wills.schedule(client_id, will, now, delay)
-            }
-        }
-        if stays {
-            self.trim_offline(ticket.index);
-            self.bound_sessions(now);
-        } else {
-            self.end_session(ticket.index, now);
-        }
-        self.flush_late(now, fx);
-    }
-
-    /// A client that is away gets QoS 1 and 2 only [MQTT 5, 4.1].
-    fn trim_offline(&mut self, index: usize) {
-        let Some(session) = self.sessions[index].as_mut() else { return };
-        let before = session.queued_bytes;
-        session.drop_unacknowledged_kind();
-        self.queued_bytes -= before - session.queued_bytes;
-    }
-
-    fn bound_sessions(&mut self, now: u64) {
-        let away = || {
-            self.sessions
-                .iter()
-                .enumerate()
-                .filter_map(|(i, s)| Some((i, s.as_ref()?)))
-                .filter(|(_, s)| s.link.is_none())
-        };
-        if away().count() <= self.limits.sessions {
-            return;
-        }
-        if let Some((index, session)) = away().min_by_key(|(_, s)| s.away_since) {
-            tracing::warn!(client = %session.client_id, limit = self.limits.sessions,
-                "too many persistent sessions: the one away longest is discarded, its client starts clean");
-            self.stats.sessions_discarded += 1;
-            self.end_session(index, now);
-        }
-    }
-
-    /// Removes a session with everything that belongs to it. A will that waits for its delay is published now.
-    fn end_session(&mut self, index: usize, now: u64) {
-        let Some(session) = self.sessions[index].take() else { return };
-        self.free.push(index);
-        self.high.remove(&index);
-        self.by_client.remove(&session.client_id);
-        for filter in session.subscriptions.keys() {
-            if let Ok((group, inner)) = super::topic::split_share(filter) {
-                self.tree.remove(inner, group, Target::Session(index));
-            }
-        }
-        self.queued_bytes -= session.queued_bytes;
-        self.stats.dropped += session.waiting() as u64;
-        if let Some(message) = self.wills.take(&session.client_id, now) {
-            self.late.push(message);
-        }
     }
 
     /// Time has passed: delayed wills, expired sessions and retained messages. Call it at least every second.
@@ -462,11 +310,13 @@ impl Hub {
         }
     }
 
-    /// Whether our own publications should wait: a connected subscriber is more than half full and its patience is not used
-    /// up.
+    /// Whether our own publications should wait: a connected subscriber's queue is long, or all together are, and the
+    /// patience for it is not used up.
     pub fn congested(&self, now: u64) -> bool {
         let patience = self.limits.patience.as_millis() as u64;
-        self.high.iter().filter_map(|&i| self.session(i)).any(|s| now.saturating_sub(s.high_since) < patience)
+        let mut since =
+            self.high.iter().filter_map(|&i| self.session(i)).map(|s| s.high_since).chain(self.total_high_since);
+        since.any(|at| now.saturating_sub(at) < patience)
     }
 
     /// Closes all connections; nobody gets a will, for nobody is left to read it.

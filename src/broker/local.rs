@@ -24,7 +24,7 @@ pub enum SubscribeError {
 
 /// A broker in this process.
 pub trait LocalBroker: Clone + Send + Sync + 'static {
-    /// Publishes messages in order. Waits while a subscriber that still makes progress has half its queue full
+    /// Publishes messages in order. Waits for subscribers with long queues, a while
     /// ([`super::Limits::patience`]); `Ok` means that the broker has taken all of them for every matching subscriber and,
     /// where asked, retained them. Not cancel safe: a dropped future may have published a part.
     fn publish(&self, messages: Vec<Publication>) -> impl Future<Output = Result<(), BrokerClosed>> + Send;

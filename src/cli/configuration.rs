@@ -6,6 +6,7 @@ use std::path::Path;
 use super::CliError;
 use crate::config::{self, starter, summary::Summary};
 use crate::security::{Secret, hash_password as hash};
+use crate::southbound::explain;
 
 /// `fieldgate check`
 pub fn check(path: &Path) -> Result<(), CliError> {
@@ -24,7 +25,9 @@ pub fn explain(path: &Path, device: Option<&str>) -> Result<(), CliError> {
         let known: Vec<_> = devices.iter().map(|d| d.device.id.as_str()).collect();
         return Err(CliError::Other(format!("there is no device {name:?}; configured are: {}", known.join(", "))));
     }
-    let _ = &devices;
+    let wanted: Vec<_> =
+        devices.into_iter().filter(|d| device.is_none_or(|name| d.device.id.as_str() == name)).collect();
+    print!("{}", explain::explain(&wanted, |_| None));
     Ok(())
 }
 

@@ -1,75 +1,90 @@
 //! `[broker]` as the embedded broker takes it.
 
-use super::checked::{Access, Broker, BrokerLimits, Gateway, Listener, User};
-use crate::broker::{self, Acl, AclRule, Who};
-use crate::security::{ClientCertificates, PasswordHash, Secret, ServerTls, ServerTlsFiles, hash_password};
+use super::checked::{self, Access, Broker, BrokerLimits};
+use crate::broker::{self, AclRule, Who};
+use crate::security::{self, ClientCertificates, PasswordHash, ServerTls, ServerTlsFiles};
 
-/// Why the broker's section cannot be used: a certificate that cannot be read, or parts that contradict each other.
+/// Why the embedded broker cannot be made although every value is legal.
 #[derive(Debug, thiserror::Error)]
-#[error("[broker]: {0}")]
-pub struct BrokerSectionError(String);
+pub enum IntoBrokerError {
+    /// A certificate, key or list cannot be used.
+    #[error("listener {address}: {source}")]
+    Tls {
+        /// Which listener.
+        address: std::net::SocketAddr,
+        /// What is wrong with which file.
+        source: security::TlsError,
+    },
+    /// A password cannot be hashed, or its hash is none.
+    #[error("user {name}: {source}")]
+    Password {
+        /// Which user.
+        name: String,
+        /// What is wrong.
+        source: security::PasswordError,
+    },
+    /// A rule has no legal filter.
+    #[error(transparent)]
+    Acl(#[from] broker::AclError),
+    /// The parts contradict each other.
+    #[error(transparent)]
+    Config(#[from] broker::ConfigError),
+}
 
-impl Gateway {
-    /// Settings of the embedded broker; `None` when it is off. Certificates are read here.
+impl Broker {
+    /// Settings of the embedded broker. Reads certificates and hashes plain passwords (about 50 ms each).
     ///
     /// # Errors
-    /// A file that cannot be read, or parts that contradict each other.
-    pub fn broker_config(&self) -> Result<Option<broker::Config>, BrokerSectionError> {
-        self.broker.as_ref().map(convert).transpose()
-    }
-}
-
-fn convert(from: &Broker) -> Result<broker::Config, BrokerSectionError> {
-    let listeners = from.listeners.iter().map(listener).collect::<Result<_, _>>()?;
-    let (users, acl) = access(from)?;
-    let mut config = broker::Config::new(listeners, users, acl, limits(&from.limits))
-        .map_err(|e| BrokerSectionError(e.to_string()))?;
-    (config.snapshot_interval, config.probe_interval) = (from.snapshot_interval, from.probe_interval);
-    Ok(config)
-}
-
-/// Users and rules, which a running broker can take anew.
-///
-/// # Errors
-/// A hash or a filter that cannot be used.
-pub fn access(from: &Broker) -> Result<(Vec<broker::User>, Acl), BrokerSectionError> {
-    let users = from.users.iter().map(user).collect::<Result<_, _>>()?;
-    let mut rules = Vec::new();
-    for rule in &from.acl {
-        for topic in &rule.topics {
-            let rule = AclRule::new(Who::parse(&rule.user), to_access(rule.access), topic);
-            rules.push(rule.map_err(|e| BrokerSectionError(e.to_string()))?);
+    /// When a certificate, password or rule cannot be used; the error names it.
+    pub fn config(&self) -> Result<broker::Config, IntoBrokerError> {
+        let listeners = self.listeners.iter().map(listener).collect::<Result<_, _>>()?;
+        let users = self.users.iter().map(user).collect::<Result<_, _>>()?;
+        let mut rules = Vec::new();
+        for acl in &self.acl {
+            for filter in &acl.topics {
+                rules.push(AclRule::new(Who::parse(&acl.user), access(acl.access), filter)?);
+            }
         }
+        let acl = broker::Acl {
+            rules,
+            authenticated: access(self.authenticated_access),
+            anonymous: access(self.anonymous_access),
+        };
+        let mut config = broker::Config::new(listeners, users, acl, limits(&self.limits))?;
+        config.snapshot_interval = self.snapshot_interval;
+        config.probe_interval = self.probe_interval;
+        Ok(config)
     }
-    Ok((users, Acl { rules, ..Acl::default() }))
 }
 
-fn listener(from: &Listener) -> Result<broker::Listener, BrokerSectionError> {
-    let tls = from.tls.as_ref().map(|tls| {
-        ServerTls::load(ServerTlsFiles {
-            certificate: tls.cert.clone(),
-            key: tls.key.clone(),
-            client_ca: tls.client_ca.clone(),
-            client_certificates: match tls.require_client_cert {
-                true => ClientCertificates::Required,
-                false => ClientCertificates::Optional,
-            },
-            revocation_lists: tls.crl.iter().cloned().collect(),
-        })
+fn listener(listener: &checked::Listener) -> Result<broker::Listener, IntoBrokerError> {
+    let files = listener.tls.as_ref().map(|tls| ServerTlsFiles {
+        certificate: tls.cert.clone(),
+        key: tls.key.clone(),
+        client_ca: tls.client_ca.clone(),
+        client_certificates: if tls.require_client_cert {
+            ClientCertificates::Required
+        } else {
+            ClientCertificates::Optional
+        },
+        revocation_lists: tls.crl.iter().cloned().collect(),
     });
-    let tls = tls.transpose().map_err(|e| BrokerSectionError(format!("listener {}: {e}", from.address)))?;
-    Ok(broker::Listener { address: from.address, tls, anonymous: from.allow_anonymous })
+    let tls = files
+        .map(ServerTls::load)
+        .transpose()
+        .map_err(|source| IntoBrokerError::Tls { address: listener.address, source })?;
+    Ok(broker::Listener { address: listener.address, tls, anonymous: listener.allow_anonymous })
 }
 
-fn user(from: &User) -> Result<broker::User, BrokerSectionError> {
-    let text = from.password.expose();
-    let hash = if from.hashed { PasswordHash::parse(text) } else { hash_password(&Secret::new(text)) };
-    let hash = hash.map_err(|e| BrokerSectionError(format!("user {}: {e}", from.name)))?;
-    Ok(broker::User { name: from.name.clone(), hash })
+fn user(user: &checked::User) -> Result<broker::User, IntoBrokerError> {
+    let text = user.password.expose();
+    let hash = if user.hashed { PasswordHash::parse(text) } else { security::hash_password(&user.password) };
+    let hash = hash.map_err(|source| IntoBrokerError::Password { name: user.name.clone(), source })?;
+    Ok(broker::User { name: user.name.clone(), hash })
 }
 
-const fn to_access(from: Access) -> broker::Access {
-    match from {
+const fn access(access: Access) -> broker::Access {
+    match access {
         Access::Deny => broker::Access::Deny,
         Access::Read => broker::Access::Read,
         Access::Write => broker::Access::Write,
@@ -77,21 +92,22 @@ const fn to_access(from: Access) -> broker::Access {
     }
 }
 
-fn limits(from: &BrokerLimits) -> broker::Limits {
+fn limits(limits: &BrokerLimits) -> broker::Limits {
+    let octets = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     broker::Limits {
-        connections: from.connections,
-        connections_per_address: from.connections_per_address,
-        packet_bytes: from.packet_size as usize,
-        filters_per_client: from.filters_per_client,
-        queue_messages: from.queue_messages,
-        queue_bytes: from.queue_size as usize,
-        total_queue_bytes: from.total_queue_size as usize,
-        inflight: from.inflight,
-        retained_messages: from.retained_messages,
-        retained_bytes: from.retained_size as usize,
-        sessions: from.sessions,
-        session_expiry: from.session_expiry,
-        patience: from.patience,
-        connect_timeout: from.connect_timeout,
+        connections: limits.connections,
+        connections_per_address: limits.connections_per_address,
+        packet_bytes: octets(limits.packet_size),
+        filters_per_client: limits.filters_per_client,
+        queue_messages: limits.queue_messages,
+        queue_bytes: octets(limits.queue_size),
+        total_queue_bytes: octets(limits.total_queue_size),
+        inflight: limits.inflight,
+        retained_messages: limits.retained_messages,
+        retained_bytes: octets(limits.retained_size),
+        sessions: limits.sessions,
+        session_expiry: limits.session_expiry,
+        patience: limits.patience,
+        connect_timeout: limits.connect_timeout,
     }
 }

@@ -1,38 +1,15 @@
 //! Secrets: from a file, from the environment, or in the text. They never print.
 
-use std::fmt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use super::problem::Place;
 use super::reader::Reader;
 use super::tree::{Item, Node};
 use super::value;
+use crate::security::Secret;
 
 /// Longest secret in octets: a larger file is some other file.
 const MAX_LEN: usize = 64 * 1024;
-
-/// A password, token or key. `Debug` shows `"…"`; the text leaves only through [`Secret::expose`].
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Arc<str>);
-
-impl Secret {
-    /// Takes a text as a secret.
-    pub fn new(text: &str) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself: for the one place that sends or checks it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"…\"")
-    }
-}
 
 /// A path in a value, relative to the file that the value stands in.
 pub(super) fn path(item: &Item) -> Result<PathBuf, String> {

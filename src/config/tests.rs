@@ -289,6 +289,11 @@ fn every_way_of_saving_a_list_gives_the_same_device() {
 fn listeners_that_would_let_everyone_in_are_refused() {
     let listener = |keys: &str| format!("{MAIN}[[broker.listener]]\naddress = \"0.0.0.0:1883\"\n{keys}");
     assert!(refused(&listener("allow_anonymous = true"), &[]).contains("set it to false"));
+    let told = refused(&listener("[[broker.user]]\nname = \"u\"\npassword = { file = \"no\" }\n"), &[]);
+    assert!(
+        told.contains("there is no file") && !told.contains("nobody could log in"),
+        "one mistake is told once: {told}"
+    );
     assert!(refused(&listener(""), &[]).contains("nobody could log in"));
     let open = loaded(&listener("[[broker.user]]\nname = \"u\"\npassword = \"secret\"\n"), &[]);
     assert!(open.warnings.iter().any(|w| w.text.contains("without TLS")), "{:?}", open.warnings);

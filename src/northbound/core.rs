@@ -3,7 +3,7 @@
 //! Sans-IO: the shell feeds it records, board changes and confirmations with the time in milliseconds, and takes messages
 //! out of its outbox. The outbox is bounded because the shell takes records in only while it is short.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -25,6 +25,8 @@ use crate::model::{Delivery, Lane, Order, RecordKind};
 const ANSWERS: usize = 256;
 /// Own gaps and refusals not confirmed; beyond that the oldest is given up, with a notice.
 const KEPT: usize = 1024;
+/// Topics given up; beyond that all of them are tried again.
+const SHUNNED: usize = 64;
 /// Records are taken in while the outbox holds fewer messages than this.
 const OUTBOX_LOW: usize = 256;
 
@@ -66,6 +68,7 @@ pub(super) struct Core {
     answers: VecDeque<Answer>,
     kept: VecDeque<(u64, Message)>,
     kept_next: u64,
+    shunned: HashSet<Arc<str>>,
     scratch: Vec<Message>,
 }
 
@@ -91,6 +94,7 @@ impl Core {
             answers: VecDeque::new(),
             kept: VecDeque::new(),
             kept_next: 0,
+            shunned: HashSet::new(),
             scratch: Vec::new(),
             config,
         }
@@ -269,6 +273,26 @@ impl Core {
             self.keep_scratch();
         }
         self.ledger.confirm(token, now_ms);
+    }
+
+    /// A message that no broker connection survives: its whole record is given up, or its topic from now on.
+    pub(super) fn give_up(&mut self, owner: Owner, topic: &Arc<str>, reason: &'static str, detail: &str, now_ms: u64) {
+        match owner {
+            Owner::Record { token, .. } => self.ledger.give_up(token),
+            Owner::Kept(_) => {}
+            Owner::Extra => {
+                if self.shunned.len() >= SHUNNED {
+                    self.shunned.clear();
+                }
+                self.shunned.insert(topic.clone());
+            }
+        }
+        self.undeliverable(owner, topic, reason, detail, now_ms);
+    }
+
+    /// Whether a state or last value on this topic is not to be sent any more.
+    pub(super) fn is_shunned(&self, topic: &str) -> bool {
+        self.shunned.contains(topic)
     }
 
     pub(super) fn take_acks(&mut self, now_ms: u64) -> Vec<Ack> {

@@ -262,3 +262,92 @@ impl Feeder {
 pub(super) fn next_look(drained: bool) -> Instant {
     Instant::now() + if drained { Duration::from_millis(250) } else { Duration::from_millis(10) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::model::{Lane, Record, RecordKind, Seq};
+
+    /// A store on a slow disk: a backlog read takes 40 ms and is lost when it is cancelled; live data come at times.
+    struct Slow {
+        next: Seq,
+        end: Seq,
+        acked: Arc<Mutex<u64>>,
+    }
+
+    fn delivery(seq: Seq) -> Delivery {
+        let record = Record {
+            lane: Lane::Bulk,
+            seq,
+            ts_ms: 0,
+            device: 0,
+            kind: RecordKind::Telemetry,
+            count: 1,
+            payload: Vec::new().into(),
+        };
+        Delivery::Record { record, historical: true }
+    }
+
+    impl RecordSource for Slow {
+        fn begin_session(&mut self, _: Order) {
+            self.next = 1;
+        }
+
+        async fn live(&mut self, _: usize) -> Result<Vec<Delivery>, SourceClosed> {
+            std::future::pending().await
+        }
+
+        async fn backlog(&mut self, max: usize) -> Result<Vec<Delivery>, SourceClosed> {
+            if self.next > self.end {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            let last = self.end.min(self.next + max as u64 - 1);
+            let batch = (self.next..=last).map(delivery).collect();
+            self.next = last + 1;
+            Ok(batch)
+        }
+
+        fn ack(&self, _: Lane, first: Seq, last: Seq) {
+            *self.acked.lock().unwrap() += last - first + 1;
+        }
+
+        fn depth(&self) -> Depth {
+            Depth { records: self.end - *self.acked.lock().unwrap(), ..Depth::default() }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_drains_although_confirmations_stream_in() {
+        let acked = Arc::new(Mutex::new(0));
+        let mut source = Slow { next: 1, end: 1000, acked: acked.clone() };
+        let (mut feed, feeder) = channels();
+        let session = async move {
+            feed.commands.send(Command::Begin { session: 1, order: Order::LiveFirst }).await.unwrap();
+            feed.commands.send(Command::Grant(2000)).await.unwrap();
+            let mut got = Vec::new();
+            let mut confirmed = 0;
+            loop {
+                tokio::select! {
+                    fed = feed.fed.recv() => match fed.unwrap() {
+                        (1, Fed::Backlog(batch)) => got.extend(batch.iter().map(|d| Ack::of(d).first)),
+                        (1, Fed::Drained) => break,
+                        other => panic!("{other:?}"),
+                    },
+                    // Every 10 ms one record is confirmed: no read may be cancelled by that.
+                    () = tokio::time::sleep(Duration::from_millis(10)), if (confirmed as usize) < got.len() => {
+                        confirmed += 1;
+                        feed.commands.send(Command::Acks(vec![Ack { lane: Lane::Bulk, first: confirmed, last: confirmed }])).await.unwrap();
+                    }
+                }
+            }
+            (got, confirmed)
+        };
+        let (fed, (got, confirmed)) = tokio::join!(feeder.run(&mut source), session);
+        fed.unwrap();
+        assert_eq!(got, (1..=1000).collect::<Vec<_>>());
+        assert_eq!(*acked.lock().unwrap(), confirmed, "every confirmation sent is carried out");
+    }
+}

@@ -155,16 +155,18 @@ pub(super) struct Meter {
     out: watch::Sender<ConsumerHealth>,
     counted: u64,
     counted_at: Instant,
-    /// Confirmed count and depth when the backlog began to drain.
-    replay: Option<(u64, u64)>,
+    /// Confirmed count when the backlog began to drain.
+    replay: Option<u64>,
+    /// So few records pending are those in flight.
+    window: u64,
 }
 
 impl Meter {
-    pub(super) fn new(name: &str, usage: Usage) -> (Self, watch::Receiver<ConsumerHealth>) {
+    pub(super) fn new(name: &str, window: u16, usage: Usage) -> (Self, watch::Receiver<ConsumerHealth>) {
         let health =
             ConsumerHealth { name: name.to_owned(), reason: "starting".into(), usage, ..ConsumerHealth::default() };
         let (out, watch) = watch::channel(health.clone());
-        (Self { health, out, counted: 0, counted_at: Instant::now(), replay: None }, watch)
+        (Self { health, out, counted: 0, counted_at: Instant::now(), replay: None, window: window.into() }, watch)
     }
 
     pub(super) fn connected(&mut self, server: String) {
@@ -182,8 +184,8 @@ impl Meter {
         self.publish();
     }
 
-    pub(super) fn replay_begins(&mut self, depth: u64) {
-        self.replay = Some((self.health.confirmed, depth));
+    pub(super) fn replay_begins(&mut self) {
+        self.replay = Some(self.health.confirmed);
     }
 
     pub(super) fn replay_ends(&mut self) {
@@ -201,6 +203,9 @@ impl Meter {
         }
         self.health.confirmed = confirmed;
         self.health.depth = depth;
+        if depth.records <= self.window {
+            self.replay = None;
+        }
         self.health.lost = depth.lost + self.health.undeliverable;
         (self.health.replay_progress, self.health.replay_seconds_left) = self.progress(depth.records);
         self.publish();
@@ -209,7 +214,7 @@ impl Meter {
     /// What was pending at the begin and is not any more, and how long the rest takes at the present rate. Live records
     /// that come meanwhile count on both sides.
     fn progress(&self, left: u64) -> (Option<f64>, Option<f64>) {
-        let Some((confirmed, _)) = self.replay else { return (None, None) };
+        let Some(confirmed) = self.replay else { return (None, None) };
         let done = self.health.confirmed.saturating_sub(confirmed);
         let rate = self.health.records_per_second;
         let share = if done + left == 0 { 1.0 } else { done as f64 / (done + left) as f64 };
@@ -250,9 +255,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn progress_and_estimate_follow_the_rate() {
-        let (mut meter, watch) = Meter::new("site", Usage::default());
+        let (mut meter, watch) = Meter::new("site", 10, Usage::default());
         meter.connected("b".into());
-        meter.replay_begins(1000);
+        meter.replay_begins();
         for second in 1..=5u64 {
             tokio::time::advance(Duration::from_secs(1)).await;
             meter.refresh(second * 100, Depth { records: 1000 - second * 100, ..Depth::default() });

@@ -89,9 +89,17 @@ impl Ledger {
             let ack = entry.ack;
             self.open -= 1;
             self.confirmed += 1;
-            if self.hold_ms == 0 { self.ready_now(ack) } else { self.held.push_back((now_ms, ack)) }
+            if self.hold_ms == 0 { self.ready_now(ack) } else { self.hold(ack, now_ms) }
         }
         self.trim();
+    }
+
+    /// The record is confirmed with its next message, however many there are.
+    pub(super) fn give_up(&mut self, token: Token) {
+        let entry = token.0.checked_sub(self.base).and_then(|index| self.entries.get_mut(index as usize));
+        if let Some(entry) = entry {
+            entry.messages = entry.messages.min(1);
+        }
     }
 
     /// What the store may be told now.
@@ -115,6 +123,16 @@ impl Ledger {
     /// Records confirmed by the broker since start.
     pub(super) fn confirmed(&self) -> u64 {
         self.confirmed
+    }
+
+    /// Neighbours confirmed within a second share an entry, so that an hour's window stays small; they wait for the last.
+    fn hold(&mut self, ack: Ack, now_ms: u64) {
+        match self.held.back_mut() {
+            Some((at, last)) if last.lane == ack.lane && last.last + 1 == ack.first && *at / 1000 == now_ms / 1000 => {
+                (*at, last.last) = (now_ms, ack.last);
+            }
+            _ => self.held.push_back((now_ms, ack)),
+        }
     }
 
     fn ready_now(&mut self, ack: Ack) {
@@ -154,6 +172,10 @@ mod tests {
         assert_eq!(ledger.take_ready(0), [ack(1)]);
         ledger.confirm(token, 0);
         assert_eq!((ledger.confirmed(), ledger.open_records()), (1, 0));
+        let token = ledger.open(ack(2), 5);
+        ledger.give_up(token);
+        ledger.confirm(token, 0);
+        assert_eq!(ledger.take_ready(0), [ack(2)]);
     }
 
     #[test]

@@ -87,7 +87,11 @@ impl<P: LocalPublisher> Local<P> {
     }
 
     async fn serve(&mut self, stop: &CancellationToken) -> Result<(), LocalClosed> {
-        let mut requests = self.begin().await?;
+        let mut requests = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            requests = self.begin() => requests?,
+        };
         let mut board = self.context.board.watch();
         let mut look = Instant::now();
         loop {
@@ -126,7 +130,7 @@ impl<P: LocalPublisher> Local<P> {
         self.publisher.publish(vec![online]).await?;
         self.core.take_board();
         self.core.meter.connected("embedded broker".to_owned());
-        self.core.meter.replay_begins(self.feed.depth.borrow().records);
+        self.core.meter.replay_begins();
         Ok(requests)
     }
 

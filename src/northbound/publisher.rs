@@ -21,7 +21,7 @@ use super::filter::Filter;
 use super::message::{Message, Qos, Retain};
 use crate::contract::view::{TelemetryView, ViewError};
 use crate::contract::{ContractMessage, DecodeError, Encoding, json, topics, v1, with_delivery};
-use crate::model::{Delivery, Device, Gap, Lane, Order, Record, RecordKind, Seq};
+use crate::model::{Delivery, Device, Lane, Order, Record, RecordKind, Seq};
 
 /// The devices behind the gateway, for what a record does not carry (units).
 pub type Directory = HashMap<String, Arc<Device>>;
@@ -93,11 +93,16 @@ impl Publisher {
         }
     }
 
-    /// Takes over a changed list of devices; topics of devices that are gone are forgotten.
+    /// Takes over a changed list of devices: units follow it, topics of devices that are gone are forgotten.
     pub fn set_directory(&mut self, directory: Arc<Directory>) {
-        self.devices.retain(|name, topics| match directory.get(&**name) {
-            Some(device) => topics.device.as_ref().is_some_and(|known| known == device),
-            None => false,
+        self.devices.retain(|name, topics| {
+            let Some(device) = directory.get(&**name) else { return false };
+            if topics.device.as_ref() != Some(device) {
+                // What was published last stays known, so that no replay undoes it.
+                topics.points.iter_mut().for_each(|(point, slot)| slot.set_unit(point, Some(device)));
+                topics.device = Some(device.clone());
+            }
+            true
         });
         self.directory = directory;
     }
@@ -113,7 +118,8 @@ impl Publisher {
     /// The record is damaged; `out` is unchanged and the record should be confirmed and reported as lost.
     pub fn delivery(&mut self, delivery: &Delivery, out: &mut Vec<Message>) -> Result<(), PublishError> {
         match delivery {
-            Delivery::Gap(gap) => self.gap(gap, out),
+            Delivery::Gap(gap) if self.filter.wants_lane(gap.lane) => self.gap_message(&crate::contract::gap(gap), out),
+            Delivery::Gap(_) => {}
             Delivery::Record { record, .. } if !self.filter.wants_lane(record.lane) => {}
             Delivery::Record { record, historical } => return self.record(record, *historical, out),
         }
@@ -138,11 +144,6 @@ impl Publisher {
             .flat_map(|d| d.points.values_mut())
             .filter_map(|slot| slot.again(qos))
             .for_each(|m| out.push(m));
-    }
-
-    /// A gap of this consumer that the store does not know of, such as a record that no broker takes.
-    pub fn gap(&self, gap: &Gap, out: &mut Vec<Message>) {
-        self.gap_message(&crate::contract::gap(gap), out);
     }
 
     /// One record that cannot be delivered, as a gap with a reason of the session's own.

@@ -8,6 +8,7 @@
 mod connection;
 mod failure;
 mod link;
+mod suspect;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::connection::{Connection, Ended};
 use self::failure::Failure;
+use self::suspect::Suspect;
 use super::config::{ConsumerKind, ServerUrl, UplinkConfig};
 use super::core::Core;
 use super::feed::{self, Command, Fed, Feed};
@@ -66,8 +68,18 @@ impl<S: RecordSource> Consumer<S> {
         let (feed, feeder) = feed::channels();
         let gate = Gate::new(&core.config.name, &core.config.root, context.requests.clone());
         let schedule = Schedule::new(core.config.link.clone(), core.meter.health.usage);
-        let uplink =
-            Uplink { core, context, config, tls, feed, gate, schedule, started: Instant::now(), subscribed: false };
+        let uplink = Uplink {
+            core,
+            context,
+            config,
+            tls,
+            feed,
+            gate,
+            schedule,
+            started: Instant::now(),
+            subscribed: false,
+            suspect: Suspect::default(),
+        };
         let (fed, ()) = tokio::join!(feeder.run(&mut source), uplink.run(stop));
         if let Err(closed) = fed {
             tracing::info!("uplink session ended: {closed}");
@@ -88,6 +100,7 @@ struct Uplink {
     started: Instant,
     /// Whether this process has subscribed on the broker's persistent session.
     subscribed: bool,
+    suspect: Suspect,
 }
 
 impl fmt::Debug for Uplink {
@@ -106,7 +119,7 @@ impl Uplink {
                 () = stop.cancelled() => false,
                 permitted = self.wait_for_permission() => permitted,
             };
-            if !permitted {
+            if !permitted || self.feed.commands.is_closed() {
                 break;
             }
             let url = self.config.servers[server].clone();

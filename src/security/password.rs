@@ -19,7 +19,7 @@ const MOST_MEMORY_KIB: u32 = 65_536;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordError {
     /// The text is no argon2id hash.
-    #[error("this is no argon2id hash (`$argon2id$v=19$m=…`): {0}; make one with `fieldgate passwd`")]
+    #[error("this is no argon2id hash (`$argon2id$v=19$m=…`): {0}; make one with `fieldgate hash-password`")]
     NoHash(String),
     /// Hashing failed.
     #[error("the password cannot be hashed: {0}")]
@@ -102,7 +102,7 @@ mod tests {
             "$argon2id$v=19$m=7168",
         ] {
             let error = PasswordHash::parse(bad).unwrap_err();
-            assert!(error.to_string().contains("fieldgate passwd"), "{bad}: {error}");
+            assert!(error.to_string().contains("fieldgate hash-password"), "{bad}: {error}");
         }
     }
 }

@@ -16,11 +16,14 @@
 mod client;
 mod config;
 pub mod driver;
+pub mod explain;
 mod frame;
 mod identify;
 mod pdu;
 mod plan;
 mod resync;
+#[cfg(test)]
+mod second_opinion;
 mod timing;
 mod transport;
 mod values;

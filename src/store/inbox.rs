@@ -14,7 +14,7 @@ use super::log::frame::MAX_PAYLOAD;
 use super::log::progress::{ConsumerShared, Offer};
 use super::log::tail::Tail;
 use super::{ConsumerSpec, NewRecord};
-use crate::model::{Lane, Seq};
+use crate::model::{Lane, Record, Seq};
 
 /// Bytes of records that may wait in front of each lane.
 const APPEND_BYTES: usize = 1 << 20;
@@ -23,12 +23,15 @@ const OVERHEAD: usize = 64;
 /// Questions that may wait.
 const CONTROLS: usize = 64;
 
+/// A registered consumer and the rings that it reads first.
+pub(crate) type Registration = Result<(Arc<ConsumerShared>, Arc<Tail>), ConsumerError>;
+
 /// A question to the engine.
 #[derive(Debug)]
 pub(crate) enum Control {
     Register {
         spec: ConsumerSpec,
-        reply: oneshot::Sender<Result<(Arc<ConsumerShared>, Arc<Tail>), ConsumerError>>,
+        reply: oneshot::Sender<Registration>,
     },
     Remove {
         name: String,
@@ -41,6 +44,12 @@ pub(crate) enum Control {
         to: Seq,
         max: usize,
         reply: oneshot::Sender<(Vec<Offer>, Seq)>,
+    },
+    /// The records of the journal of the state from a place on, and where to go on.
+    Journal {
+        consumer: Arc<ConsumerShared>,
+        from: Seq,
+        reply: oneshot::Sender<(Vec<Record>, Seq)>,
     },
     Sync {
         reply: oneshot::Sender<()>,

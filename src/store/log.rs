@@ -32,3 +32,5 @@ pub(crate) mod recovery;
 pub(crate) mod scan;
 pub(crate) mod segment;
 pub(crate) mod tail;
+#[cfg(test)]
+mod tests;

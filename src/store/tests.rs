@@ -91,8 +91,12 @@ async fn a_consumer_that_is_away_holds_its_records_and_one_that_is_removed_relea
     fast.ack(Lane::Bulk, 1, got.last().unwrap().seq);
     store.sync().await;
     let mut stats = store.stats();
-    let held =
-        stats.wait_for(|s| s.consumers["fast"].depth.records == 0 && s.bulk.segments > 10).await.unwrap().bulk.segments;
+    let held = stats
+        .wait_for(|s| s.consumers.get("fast").is_some_and(|c| c.depth.records == 0) && s.bulk.segments > 10)
+        .await
+        .unwrap()
+        .bulk
+        .segments;
     store.remove_consumer("away").await.unwrap();
     let left = stats.wait_for(|s| s.bulk.segments < 3).await.unwrap().bulk.segments;
     assert!(held > 10 && left <= 2, "{held} {left}");

@@ -250,6 +250,7 @@ impl Shell {
                         _ = reply.send(self.engine.read(&consumer, lane, from, to, max));
                     }
                 }
+                Control::Journal { consumer, from, reply } => _ = reply.send(self.engine.read_journal(&consumer, from)),
                 Control::Sync { reply } => {
                     let all = Arc::new(SyncReply(Some(reply)));
                     for lane in Lane::ALL {

@@ -28,7 +28,7 @@ impl Mosquitto {
         let path = dir.path().display();
         let lines = lines.replace("{dir}", &path.to_string());
         let config = format!(
-            "user root\nlistener {port} 127.0.0.1\nmax_queued_messages 0\nmax_inflight_messages 0\npersistence_location {path}/\nlog_dest stderr\nlog_type all\n{lines}\n"
+            "user root\nlistener {port} 127.0.0.1\nmax_queued_messages 0\nmax_inflight_messages 0\npersistence_location {path}/\nlog_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\n{lines}\n"
         );
         std::fs::File::create(dir.path().join("m.conf")).unwrap().write_all(config.as_bytes()).unwrap();
         let mut broker = Self { port, dir, child: None };

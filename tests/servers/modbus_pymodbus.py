@@ -1,8 +1,8 @@
 """Modbus server made of pymodbus 3.16.1, independent of the gateway.
 
-Usage: modbus_pymodbus.py tcp|rtu-tcp|rtu UNITS [--path PTY] [--late MS]
+Usage: modbus_pymodbus.py tcp|rtu-tcp|rtu UNITS [--path PTY] [--late MS] [--servers N]
 
-Prints `READY <port>` when it listens (port 0 for rtu). Content, for unit u:
+Prints `READY <port> …` when it listens, one port for each of N servers (port 0 for rtu). Content, for unit u:
     holding a: (3a + u) mod 65536, 0 to 299 and 310 to 1999; 300 to 309 do not exist
     input   a: a xor 0x5555, 0 to 1999
     coil    a: a divisible by 3; discrete a: a divisible by 5; 0 to 1999
@@ -49,6 +49,7 @@ async def main():
     parser.add_argument("units")
     parser.add_argument("--path", default="")
     parser.add_argument("--late", type=int, default=0)
+    parser.add_argument("--servers", type=int, default=1)
     args = parser.parse_args()
     units = [device(int(unit), args.late) for unit in args.units.split(",")]
     identity = ModbusDeviceIdentification(
@@ -57,13 +58,15 @@ async def main():
     if args.mode == "rtu":
         server = ModbusSerialServer(units, identity=identity, port=args.path, baudrate=115200, parity="N")
         await server.serve_forever(background=True)
-        port = 0
+        ports = [0]
     else:
         framer = FramerType.RTU if args.mode == "rtu-tcp" else FramerType.SOCKET
-        server = ModbusTcpServer(units, identity=identity, framer=framer, address=("127.0.0.1", 0))
-        await server.serve_forever(background=True)
-        port = server.transport.sockets[0].getsockname()[1]
-    print("READY", port, flush=True)
+        ports = []
+        for _ in range(args.servers):
+            server = ModbusTcpServer(units, identity=identity, framer=framer, address=("127.0.0.1", 0))
+            await server.serve_forever(background=True)
+            ports.append(server.transport.sockets[0].getsockname()[1])
+    print("READY", *ports, flush=True)
     # The test closes our input when it ends, however it ends.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

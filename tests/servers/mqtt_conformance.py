@@ -295,7 +295,9 @@ def keep_alive_expiry_publishes_the_will(_):
     start = time.time()
     check(w.take(1, 8)[0].payload == b"silent", "will")
     took = time.time() - start
-    check(1.4 <= took <= 4.0, f"after {took:.1f} s instead of 1.5")
+    # mosquitto counts whole seconds and looks every 5 s
+    earliest, latest = (1.4, 3.0) if ARGS.broker == "fieldgate" else (0.9, 8.0)
+    check(earliest <= took <= latest, f"after {took:.1f} s instead of 1.5")
     check(r.read() is None, "the connection is closed")
     quiet = Raw()
     quiet.connect(f"{RUN}-ka0", keepalive=0, will=(topic, "never"))

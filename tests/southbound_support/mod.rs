@@ -155,6 +155,12 @@ impl Drop for Process {
 
 /// Starts a Python Modbus server; returns it and its port.
 pub fn python_server(script: &str, arguments: &[&str]) -> (Process, u16) {
+    let (process, ports) = python_servers(script, arguments);
+    (process, ports[0])
+}
+
+/// Starts a Python process with Modbus servers; returns it and their ports.
+pub fn python_servers(script: &str, arguments: &[&str]) -> (Process, Vec<u16>) {
     let python = std::env::var("FIELDGATE_PYTHON").unwrap_or_else(|_| "python3".into());
     let check = Command::new(&python).args(["-c", "import pymodbus, pyModbusTCP, serial"]).output();
     assert!(
@@ -172,7 +178,11 @@ pub fn python_server(script: &str, arguments: &[&str]) -> (Process, u16) {
         .expect("python starts");
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let process = Process(child);
-    let ready = lines.find_map(|line| line.unwrap().strip_prefix("READY ").map(|port| port.parse().unwrap()));
+    let ready = lines.find_map(|line| {
+        let line = line.unwrap();
+        let ports = line.strip_prefix("READY ")?;
+        Some(ports.split(' ').map(|port| port.parse().unwrap()).collect())
+    });
     (process, ready.unwrap_or_else(|| panic!("{script} ended before it was ready")))
 }
 

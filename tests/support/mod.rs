@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use mosquitto::{Message, Mosquitto, Subscriber, publish};
 pub use process::Child;
-pub use python::PythonServer;
+pub use python::{PythonServer, interpreter as python};
 pub use serial::PtyPair;
 
 /// Generous: only a test that fails waits this long. Machines that build at the same time are slow.

@@ -118,8 +118,10 @@ impl Subscriber {
     /// Subscribes at QoS 1 on a loopback port and waits until that is acknowledged. `more` are further arguments, such
     /// as `-u` and `-P`.
     pub fn start(port: u16, filter: &str, more: &[&str]) -> Self {
-        let mut command = Command::new(program("mosquitto_sub"));
+        // It would keep its lines in a buffer, as its output is no terminal.
+        let mut command = Command::new(program("stdbuf"));
         // Payloads as hexadecimal: they may hold anything. `-d` says when the subscription is acknowledged.
+        command.arg("-oL").arg(program("mosquitto_sub"));
         command.args(["-d", "-h", "127.0.0.1", "-p", &port.to_string(), "-q", "1", "-t", filter]);
         command.args(["-F", "MESSAGE %r %q %x %t"]).args(more);
         let child = Child::spawn("mosquitto_sub", command);

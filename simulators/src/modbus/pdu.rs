@@ -24,6 +24,7 @@ pub fn answer(request: &[u8], registers: &mut impl Registers) -> Vec<u8> {
         4 => read_words(data, Table::Input, registers),
         5 => write_coil(data, registers),
         6 => write_register(data, registers),
+        8 => diagnose(data),
         15 => write_coils(data, registers),
         16 => write_registers(data, registers),
         17 => report_server_id(data, registers),
@@ -105,6 +106,14 @@ fn write_register(data: &[u8], registers: &mut impl Registers) -> Body {
     let (address, value) = two_words(data)?;
     registers.write(Table::Holding, address, &[value])?;
     Ok(data.to_vec())
+}
+
+/// Only "return query data" (V1.1b3, 6.8.1, sub-function 0), the echo that masters use to find out who listens.
+fn diagnose(data: &[u8]) -> Body {
+    match data {
+        [0, 0, _, _] => Ok(data.to_vec()),
+        _ => Err(Exception::IllegalFunction),
+    }
 }
 
 /// Address, count and the bytes that follow their own length.

@@ -83,8 +83,11 @@ impl Order {
         }
     }
 
-    /// From big endian to this order; the same call leads back.
+    /// From big endian to this order; the same call leads back. A single register has no order.
     fn arrange(self, mut words: Vec<u16>) -> Vec<u16> {
+        if words.len() < 2 {
+            return words;
+        }
         if matches!(self, Order::Cdab | Order::Dcba) {
             words.reverse();
         }

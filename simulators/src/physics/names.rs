@@ -1,7 +1,7 @@
 //! The names of all signals of the station, for listings and for checking scenarios.
 
 /// Every signal that [`super::PumpStation`] knows.
-pub const SIGNALS: [&str; 125] = [
+pub const SIGNALS: [&str; 126] = [
     "well.level",
     "well.percent",
     "well.volume",
@@ -22,6 +22,7 @@ pub const SIGNALS: [&str; 125] = [
     "water.conductivity",
     "water.turbidity",
     "plant.hour",
+    "plant.running",
     "plant.uptime",
     "control.auto",
     "control.stop_level",

@@ -45,6 +45,7 @@ fn water(station: &PumpStation, name: &str) -> Option<Signal> {
         "water.conductivity" => Number(station.analyser.conductivity),
         "water.turbidity" => Number(station.analyser.turbidity),
         "plant.hour" => Number(station.hour()),
+        "plant.running" => Bool(station.pumps.iter().any(Pump::is_running)),
         "plant.uptime" => Count(station.elapsed as u64),
         _ => return None,
     })

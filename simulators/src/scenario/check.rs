@@ -135,12 +135,12 @@ fn listener(raw: raw::Listener) -> Checked<Listener> {
     let place = format!("listener `{}`", raw.name);
     let bind = |bind: Option<String>| -> Checked<SocketAddr> {
         bind.as_deref().and_then(|text| text.parse().ok()).ok_or_else(|| {
-            at(place.clone())("needs bind with an address and a port, such as 127.0.0.1:15020".to_owned())
+            at(place.clone())("needs bind with an address and a port, such as 127.0.0.1:5020".to_owned())
         })
     };
     let link = match raw.kind.as_str() {
         "tcp" => Link::Tcp(bind(raw.bind)?),
-        "rtu-over-tcp" => Link::RtuOverTcp { bind: bind(raw.bind)?, baud: raw.baud },
+        "rtu-over-tcp" => Link::RtuOverTcp { bind: bind(raw.bind)?, baud: raw.baud, broadcast: raw.broadcast },
         "serial" => Link::Serial {
             path: raw.path.ok_or_else(|| at(place.clone())("needs path, such as /dev/ttyUSB0".to_owned()))?,
             baud: raw.baud.unwrap_or(19_200),
@@ -150,6 +150,9 @@ fn listener(raw: raw::Listener) -> Checked<Listener> {
             return Err(at(place)(text));
         }
     };
+    if raw.broadcast && raw.kind != "rtu-over-tcp" {
+        return Err(at(place)("broadcast is for kind rtu-over-tcp only".to_owned()));
+    }
     if raw.baud.is_some_and(|baud| !(300..=4_000_000).contains(&baud)) || raw.max_connections == Some(0) {
         return Err(at(place)("baud must be 300 to 4000000 and max_connections above 0".to_owned()));
     }

@@ -88,6 +88,10 @@ pub struct Listener {
     pub path: Option<String>,
     /// Line speed; each byte of request and reply costs 10 bits. [serial 19200, rtu-over-tcp: no cost]
     pub baud: Option<u32>,
+    /// For `rtu-over-tcp`: replies go to every open connection, as many converters do, so that a late reply reaches the
+    /// next connection. [false]
+    #[serde(default)]
+    pub broadcast: bool,
     /// Connections at a time. [no limit]
     pub max_connections: Option<usize>,
 }

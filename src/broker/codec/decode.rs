@@ -11,10 +11,6 @@ use crate::broker::topic;
 
 type Result<T> = std::result::Result<T, DecodeError>;
 
-/// Payloads above this many bytes share the read buffer; smaller ones are copied, so that a retained message of ten bytes
-/// does not hold a buffer of thousands.
-const SHARE_ABOVE: usize = 4096;
-
 /// Takes the first packet, a CONNECT, off `buffer`; `None` while it is incomplete. `limit` bounds the packet in bytes.
 pub(crate) fn decode_connect(buffer: &mut BytesMut, limit: usize) -> Result<Option<Connect>> {
     match buffer.first() {
@@ -177,7 +173,7 @@ fn qos(bits: u8) -> Result<Qos> {
     Qos::from_u8(bits & 3).ok_or(DecodeError::Malformed("QoS 3"))
 }
 
-fn publish(flags: u8, body: &Bytes, v5: bool) -> Result<Publish> {
+fn publish(flags: u8, body: &[u8], v5: bool) -> Result<Publish> {
     let qos = qos(flags >> 1)?;
     let dup = flags & 8 != 0;
     if dup && qos == Qos::AtMostOnce {
@@ -190,10 +186,8 @@ fn publish(flags: u8, body: &Bytes, v5: bool) -> Result<Publish> {
     if !topic::valid_name(name) {
         return Err(DecodeError::Malformed("the topic is no topic name (empty, wildcards, or too many levels)"));
     }
-    let payload = match body.slice(r.position()..) {
-        large if large.len() > SHARE_ABOVE => large,
-        small => Bytes::copy_from_slice(&small),
-    };
+    // A copy: a slice of the read buffer would keep all of it alive for as long as the message is retained.
+    let payload = Bytes::copy_from_slice(&body[r.position()..]);
     let topic: Arc<str> = name.into();
     Ok(Publish { topic, payload, qos, retain: flags & 1 != 0, dup, id, forward: found.forward, expiry: found.expiry })
 }

@@ -5,6 +5,9 @@ use bytes::{BufMut, BytesMut};
 use super::Version;
 use crate::broker::Qos;
 
+/// QoS 2 messages that a client may have sent and not released.
+pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
+
 /// What a CONNACK tells an MQTT 5 client.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ConnAckProperties<'a> {
@@ -37,6 +40,8 @@ pub(crate) fn connack(
         text(&mut list, id);
     }
     if code == 0 {
+        list.put_u8(0x21);
+        list.put_u16(RECEIVE_MAXIMUM);
         list.put_u8(0x27);
         list.put_u32(properties.maximum_packet);
     }

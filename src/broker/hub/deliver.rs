@@ -8,8 +8,16 @@ use crate::broker::Qos;
 use crate::broker::codec::Version;
 use crate::broker::tree::Target;
 
+/// Our own publications begin to wait for a subscriber when its queue holds this part of its limits: early, so that a
+/// flood of ours fills sockets rather than memory.
+const HIGH: usize = 8;
+/// And they stop waiting when it holds less than this part.
+const LOW: usize = 16;
 /// Slots above which an empty queue gives its memory back.
 const KEEP_SLOTS: usize = 256;
+
+/// Retained messages that may wait for all clients together before further subscriptions are refused; 32 bytes each.
+const MOST_RETAINED_WAITING: usize = 1_000_000;
 
 /// One packet that the connection encodes and writes.
 #[derive(Debug)]
@@ -88,10 +96,13 @@ impl Hub {
                 session.signalled = true;
                 fx.wake.push(link.clone());
             }
-            let half_full = bytes > self.limits.queue_bytes / 2 || messages > self.limits.queue_messages / 2;
-            if half_full && self.high.insert(index) {
+            let high = bytes > self.limits.queue_bytes / HIGH || messages > self.limits.queue_messages / HIGH;
+            if high && self.high.insert(index) {
                 session.high_since = now;
             }
+        }
+        if self.total_high() && self.total_high_since.is_none() {
+            self.total_high_since = Some(now);
         }
         if bytes > self.limits.queue_bytes || messages > self.limits.queue_messages {
             self.overflow(index, now, fx);
@@ -131,7 +142,7 @@ impl Hub {
     pub(super) fn enqueue_retained(&mut self, index: usize, filter: &str, options: SubOptions, now: u64) -> bool {
         let Some(session) = self.sessions[index].as_mut() else { return false };
         let waiting = session.queue.len() - session.queued_live;
-        if waiting > self.limits.retained_messages {
+        if waiting > self.limits.retained_messages || self.queued_retained > MOST_RETAINED_WAITING {
             return false;
         }
         for message in self.retained.matching(filter, now) {
@@ -143,6 +154,7 @@ impl Hub {
             let qos = options.qos.min(message.qos);
             session.queue.push_back(Delivery { message: message.clone(), qos, retain: true, on_subscribe: true, ids });
         }
+        self.queued_retained += session.queue.len() - session.queued_live - waiting;
         true
     }
 
@@ -155,22 +167,28 @@ impl Hub {
         now: u64,
         batch: &mut Vec<Outgoing>,
     ) -> Result<bool, Detached> {
-        let before = self.connected(ticket)?.queued_bytes;
+        self.connected(ticket)?;
+        let Some(session) = self.sessions[ticket.index].as_deref_mut() else { return Err(Detached) };
+        let before = session.queued_bytes;
+        let mut unacknowledged = session.inflight_bytes();
         let mut expired = 0;
         let mut size = 0;
-        let session = self.connected(ticket)?;
         resend(session, batch, now);
         let more = loop {
             if size >= bytes {
                 break !session.queue.is_empty();
             }
             let Some(next) = session.queue.front() else { break false };
-            if next.qos != Qos::AtMostOnce && session.inflight.len() >= usize::from(session.window) {
+            let cost = next.message.cost();
+            let full = session.inflight.len() >= usize::from(session.window)
+                || !session.inflight.is_empty() && unacknowledged + cost > self.limits.queue_bytes / 8;
+            if next.qos != Qos::AtMostOnce && full {
                 break false;
             }
             let Some(delivery) = session.queue.pop_front() else { break false };
-            let cost = delivery.message.cost();
-            if !delivery.on_subscribe {
+            if delivery.on_subscribe {
+                self.queued_retained -= 1;
+            } else {
                 session.queued_live -= 1;
                 session.queued_bytes -= cost;
             }
@@ -181,6 +199,8 @@ impl Hub {
             size += cost;
             let id = if delivery.qos == Qos::AtMostOnce { 0 } else { session.fresh_id() };
             if id != 0 {
+                session.queued_bytes += cost;
+                unacknowledged += cost;
                 session.inflight.push_back(Inflight { id, delivery: Some(delivery.clone()), resend: false });
             }
             batch.push(outgoing(delivery, id, false, session.version, now));
@@ -190,12 +210,16 @@ impl Hub {
             session.queue.shrink_to(KEEP_SLOTS);
         }
         let after = session.queued_bytes;
-        let low = after < self.limits.queue_bytes / 4;
-        self.queued_bytes -= before - after;
+        let low =
+            after < self.limits.queue_bytes / LOW && session.queued_live < self.limits.queue_messages.div_ceil(LOW);
+        self.queued_bytes = self.queued_bytes + after - before;
         self.stats.expired += expired;
         self.stats.messages_out += batch.len() as u64;
         if low && !self.high.is_empty() {
             self.high.remove(&ticket.index);
+        }
+        if !self.total_high() {
+            self.total_high_since = None;
         }
         Ok(more)
     }
@@ -206,13 +230,18 @@ impl Hub {
         if let Ok(session) = self.connected(ticket) {
             tracing::warn!(client = %session.client_id, limit = session.maximum_packet, messages = ids.len(),
                 "messages larger than the client takes were not sent to it");
-            session.inflight.retain(|sent| sent.delivery.is_none() || !ids.contains(&sent.id));
+            let freed: usize = ids.iter().filter(|&&id| id != 0).map(|&id| session.acknowledge(id)).sum();
+            self.queued_bytes -= freed;
         }
     }
 
-    /// Whether someone was half full; our own publications may be waiting for room.
+    /// Whether someone's queue is long, or all together are; our own publications may be waiting for room.
     pub fn has_high(&self) -> bool {
-        !self.high.is_empty()
+        !self.high.is_empty() || self.total_high_since.is_some()
+    }
+
+    fn total_high(&self) -> bool {
+        self.queued_bytes > self.limits.total_queue_bytes / 2
     }
 }
 

@@ -18,14 +18,22 @@ mod code {
     pub const NOT_AUTHORISED: u8 = 0x87;
     pub const BAD_FILTER: u8 = 0x8f;
     pub const ID_NOT_FOUND: u8 = 0x92;
+    pub const RECEIVE_MAXIMUM: u8 = 0x93;
     pub const QUOTA: u8 = 0x97;
 }
+
+/// Retained messages that one SUBSCRIBE may have searched; bounds how long it holds the hub (some 100 ms).
+const SEARCHED: usize = 2_000_000;
+/// Bytes of filters that a client may have, per filter that it may have.
+const FILTER_BYTES: usize = 256;
 
 /// What follows from a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::broker) enum Next {
     /// Go on.
     Continue,
+    /// The client broke a rule; close with this reason code.
+    Close(u8),
     /// The client said goodbye.
     Disconnect {
         /// Publish the will all the same (reason 0x04 or an error).
@@ -47,17 +55,13 @@ impl Hub {
         let session = self.connected(ticket)?;
         let version = session.version;
         match packet {
-            Packet::Publish(publish) => self.published(ticket, publish, now, fx, out)?,
-            Packet::PubAck { id } => session.inflight.retain(|sent| sent.id != id),
+            Packet::Publish(publish) => return self.published(ticket, publish, now, fx, out),
+            Packet::PubAck { id } => self.queued_bytes -= session.acknowledge(id),
             Packet::PubRec { id, failed } => {
-                match session.inflight.iter_mut().find(|sent| sent.id == id) {
-                    Some(_) if failed => session.inflight.retain(|sent| sent.id != id),
-                    Some(sent) => {
-                        sent.delivery = None;
-                        codec::pubrel(out, version, id);
-                    }
-                    None => codec::pubrel(out, version, id),
-                };
+                self.queued_bytes -= if failed { session.acknowledge(id) } else { session.received_by_client(id) };
+                if !failed {
+                    codec::pubrel(out, version, id);
+                }
             }
             Packet::PubComp { id } => session.inflight.retain(|sent| sent.id != id || sent.delivery.is_some()),
             Packet::PubRel { id } => {
@@ -83,14 +87,17 @@ impl Hub {
         now: u64,
         fx: &mut Effects,
         out: &mut BytesMut,
-    ) -> Result<(), Detached> {
+    ) -> Result<Next, Detached> {
         self.stats.messages_in += 1;
         let session = self.connected(ticket)?;
         let (version, qos, id) = (session.version, publish.qos, publish.id);
         if qos == Qos::ExactlyOnce && session.received.contains(&id) {
             // Sent again because our PUBREC was lost: it was routed the first time.
             codec::pubrec(out, version, id, code::SUCCESS);
-            return Ok(());
+            return Ok(Next::Continue);
+        }
+        if qos == Qos::ExactlyOnce && session.received.len() >= usize::from(codec::RECEIVE_MAXIMUM) {
+            return Ok(Next::Close(code::RECEIVE_MAXIMUM));
         }
         let allowed = session.acl.as_ref().is_some_and(|acl| acl.may_publish(&publish.topic));
         let mut answer = code::SUCCESS;
@@ -117,7 +124,7 @@ impl Hub {
                 codec::pubrec(out, version, id, answer);
             }
         }
-        Ok(())
+        Ok(Next::Continue)
     }
 
     fn subscribe(
@@ -131,9 +138,10 @@ impl Hub {
     ) -> Result<(), Detached> {
         let version = self.connected(ticket)?.version;
         let mut codes = Vec::with_capacity(filters.len());
+        let mut budget = SEARCHED;
         for request in filters {
             let granted = request.qos as u8;
-            let answer = match self.subscribe_one(ticket, identifier, request, now)? {
+            let answer = match self.subscribe_one(ticket, identifier, request, now, &mut budget)? {
                 Ok(()) => granted,
                 Err(_) if version == Version::V311 => code::FAILURE_V311,
                 Err(reason) => reason,
@@ -153,8 +161,13 @@ impl Hub {
         identifier: Option<u32>,
         request: FilterRequest,
         now: u64,
+        budget: &mut usize,
     ) -> Result<Result<(), u8>, Detached> {
         let most = self.limits.filters_per_client;
+        let search = if request.filter.contains(['+', '#']) { self.retained.len() } else { 1 };
+        if std::mem::replace(budget, budget.saturating_sub(search)) == 0 {
+            return Ok(Err(code::QUOTA));
+        }
         let session = self.connected(ticket)?;
         let Ok((group, inner)) = topic::split_share(&request.filter) else { return Ok(Err(code::BAD_FILTER)) };
         if !session.acl.as_ref().is_some_and(|acl| acl.may_subscribe(inner)) {
@@ -162,7 +175,8 @@ impl Hub {
             return Ok(Err(code::NOT_AUTHORISED));
         }
         let known = session.subscriptions.contains_key(&request.filter);
-        if !known && session.subscriptions.len() >= most {
+        let bytes: usize = session.filter_bytes + request.filter.len();
+        if !known && (session.subscriptions.len() >= most || bytes > most * FILTER_BYTES) {
             tracing::warn!(client = %session.client_id, limit = most, "subscription refused: the client has too many");
             return Ok(Err(code::QUOTA));
         }
@@ -172,7 +186,9 @@ impl Hub {
             retain_as_published: request.retain_as_published,
             id: identifier,
         };
-        session.subscriptions.insert(request.filter.clone(), options);
+        if session.subscriptions.insert(request.filter.clone(), options).is_none() {
+            session.filter_bytes = bytes;
+        }
         self.tree.insert(inner, group, Target::Session(ticket.index), options);
         let wants_retained = match request.retain_handling {
             RetainHandling::Always => true,
@@ -195,7 +211,7 @@ impl Hub {
         let version = self.connected(ticket)?.version;
         let mut codes = Vec::with_capacity(filters.len());
         for filter in filters {
-            let known = self.connected(ticket)?.subscriptions.remove(&filter).is_some();
+            let known = self.connected(ticket)?.unsubscribe(&filter);
             if known && let Ok((group, inner)) = topic::split_share(&filter) {
                 self.tree.remove(inner, group, Target::Session(ticket.index));
             }

@@ -56,7 +56,9 @@ pub(super) struct Session {
     /// By filter as the client wrote it, `$share` included.
     pub subscriptions: HashMap<String, SubOptions>,
     pub queue: VecDeque<Delivery>,
-    /// Cost of the live messages in `queue`.
+    /// Sum of the lengths of the filters.
+    pub filter_bytes: usize,
+    /// Cost of the live messages in `queue` and of all messages in `inflight`.
     pub queued_bytes: usize,
     pub queued_live: usize,
     pub inflight: VecDeque<Inflight>,
@@ -84,6 +86,7 @@ impl Session {
             will: None,
             subscriptions: HashMap::new(),
             queue: VecDeque::new(),
+            filter_bytes: 0,
             queued_bytes: 0,
             queued_live: 0,
             inflight: VecDeque::new(),
@@ -131,8 +134,48 @@ impl Session {
     pub fn drop_unacknowledged_kind(&mut self) {
         self.queue.retain(|d| d.qos != Qos::AtMostOnce);
         self.queued_live = self.queue.iter().filter(|d| !d.on_subscribe).count();
-        self.queued_bytes = self.queue.iter().filter(|d| !d.on_subscribe).map(|d| d.message.cost()).sum();
+        self.queued_bytes = self.account();
         self.queue.shrink_to_fit();
+    }
+
+    /// What `queued_bytes` must be.
+    pub fn account(&self) -> usize {
+        let live = self.queue.iter().filter(|d| !d.on_subscribe).map(|d| d.message.cost()).sum::<usize>();
+        live + self.inflight_bytes()
+    }
+
+    /// Cost of the messages in flight.
+    pub fn inflight_bytes(&self) -> usize {
+        self.inflight.iter().filter_map(|sent| Some(sent.delivery.as_ref()?.message.cost())).sum()
+    }
+
+    /// The client has the message with this packet identifier; what it cost.
+    pub fn acknowledge(&mut self, id: u16) -> usize {
+        let freed = self.received_by_client(id);
+        self.inflight.retain(|sent| sent.id != id);
+        freed
+    }
+
+    /// The client has received the QoS 2 message but not released it; what it cost.
+    pub fn received_by_client(&mut self, id: u16) -> usize {
+        let sent = self.inflight.iter_mut().find(|sent| sent.id == id);
+        let freed = sent.and_then(|sent| sent.delivery.take()).map_or(0, |delivery| delivery.message.cost());
+        self.queued_bytes -= freed;
+        freed
+    }
+
+    /// Forgets a subscription; whether there was one.
+    pub fn unsubscribe(&mut self, filter: &str) -> bool {
+        let known = self.subscriptions.remove(filter).is_some();
+        if known {
+            self.filter_bytes -= filter.len();
+        }
+        known
+    }
+
+    /// Messages that wait because of a SUBSCRIBE.
+    pub fn waiting_retained(&self) -> usize {
+        self.queue.len() - self.queued_live
     }
 
     /// Messages that wait or are in flight.

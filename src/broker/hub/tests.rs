@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
 use super::*;
-use crate::broker::Acl;
-use crate::broker::codec::{FilterRequest, Packet, Publish, RetainHandling, WillPacket};
+use crate::broker::codec::{Connect, FilterRequest, Packet, Publish, RetainHandling, Version, WillPacket};
+use crate::broker::{Acl, Identity};
 
 fn connect(version: Version, id: &str, clean: bool) -> Connect {
     Connect {
@@ -217,7 +217,7 @@ fn a_client_that_cannot_keep_up_is_closed_and_nothing_is_thinned() {
     for i in 0..6 {
         own(&mut hub, "t", &i.to_string(), Retain::No);
     }
-    assert!(hub.congested(0), "half full: our own publications wait");
+    assert!(hub.congested(0), "our own publications wait");
     assert!(!hub.congested(10_000), "but not for ever");
     for i in 6..11 {
         own(&mut hub, "t", &i.to_string(), Retain::No);
@@ -276,6 +276,57 @@ fn expired_messages_are_not_sent() {
     assert_eq!(hub.stats().expired, 1);
     hub.tick(5_000, &mut Effects::default());
     assert_eq!(hub.stats().retained, 0);
+}
+
+#[test]
+fn a_session_loses_subscriptions_that_the_rules_no_longer_allow() {
+    let mut hub = Hub::new(Limits::default());
+    let persistent = connect(Version::V311, "a", false);
+    let client = join(&mut hub, &persistent, 0);
+    subscribe(&mut hub, &client, "open/x", Qos::AtMostOnce);
+    subscribe(&mut hub, &client, "closed/#", Qos::AtMostOnce);
+    hub.detach(client.ticket, Leave::Lost, 0, &mut Effects::default());
+    let identity = Arc::new(Identity { client_id: "a".into(), ..Identity::default() });
+    let rule =
+        crate::broker::AclRule::new(crate::broker::Who::Everyone, crate::broker::Access::Deny, "closed/#").unwrap();
+    let acl = Acl { rules: vec![rule], ..Acl::default() }.client(&identity);
+    let attached = hub.attach(&persistent, identity, acl, Arc::default(), 0, &mut Effects::default());
+    assert!(attached.present);
+    let back = Client { ticket: attached.ticket, link: Arc::default(), present: true };
+    own(&mut hub, "closed/x", "1", Retain::No);
+    own(&mut hub, "open/x", "2", Retain::No);
+    assert_eq!(receive(&mut hub, &back, 0), [("2".to_owned(), 0, false, false)]);
+}
+
+#[test]
+fn large_unacknowledged_messages_are_bounded_by_bytes_too() {
+    let mut hub = Hub::new(Limits { queue_bytes: 80_000, ..Limits::default() });
+    let a = join(&mut hub, &connect(Version::V5, "a", true), 0);
+    subscribe(&mut hub, &a, "t", Qos::AtLeastOnce);
+    for _ in 0..8 {
+        own(&mut hub, "t", &"x".repeat(4_000), Retain::No);
+    }
+    let mut batch = Vec::new();
+    hub.collect(a.ticket, 1 << 20, 0, &mut batch).unwrap();
+    assert_eq!(batch.len(), 2, "an eighth of the queue's bytes");
+    assert!(hub.stats().queued_bytes > 32_000, "what is in flight still counts");
+    assert_eq!(batch.len() + receive(&mut hub, &a, 0).len(), 2, "nothing more without an acknowledgement");
+    for id in 1..=2 {
+        send(&mut hub, &a, Packet::PubAck { id }, 0);
+    }
+    assert_eq!(receive(&mut hub, &a, 0).len(), 6);
+    assert_eq!(hub.stats().queued_bytes, 0);
+}
+
+#[test]
+fn unreleased_qos_2_messages_are_bounded() {
+    let mut hub = Hub::new(Limits::default());
+    let a = join(&mut hub, &connect(Version::V5, "a", true), 0);
+    for id in 1..=1001 {
+        let message = Packet::Publish(Publish { id, ..publish("t", "x", Qos::ExactlyOnce, false) });
+        let next = hub.packet(a.ticket, message, 0, &mut Effects::default(), &mut BytesMut::new()).unwrap();
+        assert_eq!(next, if id == 1001 { Next::Close(0x93) } else { Next::Continue }, "{id}");
+    }
 }
 
 /// What a client may do in the random test.
@@ -345,11 +396,14 @@ proptest! {
                 Act::Own { topic } => own(&mut hub, topic, "y", Retain::Snapshot),
                 Act::Tick => hub.tick(now, fx),
             }
-            let live = |s: &Session| s.queue.iter().filter(|d| !d.on_subscribe).map(|d| d.message.cost()).sum::<usize>();
-            let sum: usize = hub.sessions.iter().flatten().map(|s| live(s)).sum();
+            let sum: usize = hub.sessions.iter().flatten().map(|s| s.account()).sum();
             prop_assert_eq!(sum, hub.queued_bytes);
+            let retained: usize = hub.sessions.iter().flatten().map(|s| s.queue.len() - s.queued_live).sum();
+            prop_assert_eq!(retained, hub.queued_retained);
+            let filters = |s: &Session| s.subscriptions.keys().map(String::len).sum::<usize>();
+            prop_assert!(hub.sessions.iter().flatten().all(|s| s.filter_bytes == filters(s)));
             prop_assert!(hub.queued_bytes <= 1500 + 200);
-            prop_assert!(hub.sessions.iter().flatten().all(|s| s.queued_bytes == live(s)));
+            prop_assert!(hub.sessions.iter().flatten().all(|s| s.queued_bytes == s.account()));
             prop_assert_eq!(hub.sessions.iter().flatten().count(), hub.by_client.len());
             prop_assert!(hub.high.iter().all(|&i| hub.session(i).is_some_and(|s| s.link.is_some())));
             prop_assert!(hub.stats().retained <= 2 && hub.stats().sessions_away <= 2 + 1);

@@ -84,6 +84,9 @@ pub enum FullPolicy {
     DropNewest,
     /// Devices are not read until there is room.
     PushBack,
+    /// From three quarters on one of so many new telemetry records of each device is kept, at least 2; then as
+    /// `DropOldest`.
+    ThinOut(u32),
 }
 
 /// Certificates of a listener.
@@ -123,6 +126,10 @@ pub struct Broker {
     pub acl: Vec<Acl>,
     /// `[broker.limits]`
     pub limits: BrokerLimits,
+    /// What a client with a name may do where no rule speaks.
+    pub authenticated_access: Access,
+    /// What a client without a name may do where no rule speaks.
+    pub anonymous_access: Access,
     /// How often changed last values are written down, 10 s to 24 h.
     pub snapshot_interval: Duration,
     /// How often the broker proves by a connection to itself that it serves, 1 s to 1 h.
@@ -337,6 +344,8 @@ pub struct Uplink {
     pub keep_alive: Duration,
     /// Longest wait for a connection, 1 s to 5 min.
     pub connect_timeout: Duration,
+    /// Longest pause between two attempts to connect, 1 s to 10 m.
+    pub reconnect_max: Duration,
     /// How long the broker keeps requests while the gateway is away (MQTT 5), 0 to 30 d.
     pub session_expiry: Duration,
     /// Largest packet, 1 KiB to 256 MiB.

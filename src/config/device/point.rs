@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::modbus::{ORDERS, Settings};
 use super::{Common, access, address, deadband, heartbeat, rate};
-use crate::config::checked::{Addressing, BitRange, Deadband, ModbusPoint, Rule, Table};
+use crate::config::checked::{Addressing, BitRange, Deadband, ModbusPoint, Order, Rule, Table};
 use crate::config::reader::Reader;
 use crate::config::tree::{Item, Node};
 use crate::config::value::{boolean, cell_number, choice, id, line, millis, number, text, unsigned};
@@ -53,7 +53,7 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
     let place = place(r, modbus.shared.addressing);
     let bits = bits(r);
     let data_type = r.optional("type", choice(TYPES)).or_else(|| default_type(r, place.map(|(table, _)| table)));
-    let order = r.or("order", modbus.shared.order, choice(ORDERS));
+    let order = r.or("order", default_order(data_type, modbus.shared.order), choice(ORDERS));
     let length = r.optional("length", unsigned::<u16>(1..=250));
     let rule = rule(r, common, data_type);
     let when = when(r, common, access);
@@ -90,6 +90,17 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
         driver: ModbusPoint { table, address, count, length, order, bits },
         when,
     })
+}
+
+/// The device's order says how numbers of 32 and 64 bits lie in their registers. A single register and a text are as
+/// Modbus has them, unless the point itself says otherwise.
+const fn default_order(data_type: Option<DataType>, of_device: Order) -> Order {
+    match data_type {
+        Some(DataType::I32 | DataType::U32 | DataType::F32 | DataType::I64 | DataType::U64 | DataType::F64) => {
+            of_device
+        }
+        _ => Order::Abcd,
+    }
 }
 
 /// A value that missed three scans, and at least 5 s, is stale.

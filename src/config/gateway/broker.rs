@@ -18,18 +18,31 @@ const ACCESS: &[(&str, Access)] =
 
 pub(super) fn read(section: &Reader<'_>) -> Option<Broker> {
     let enabled = section.or("enabled", true, boolean);
-    let users = users(section);
+    let (users, names) = users(section);
     let mut listeners: Vec<_> =
-        section.tables("listener", "broker.listener").iter().filter_map(|r| listener(r, &users)).collect();
+        section.tables("listener", "broker.listener").iter().filter_map(|r| listener(r, &names)).collect();
     if !section.has("listener") {
         listeners.push(Listener { address: (Ipv4Addr::LOCALHOST, 1883).into(), allow_anonymous: true, tls: None });
     }
-    let acl = section.tables("acl", "broker.acl").iter().filter_map(|r| acl(r, &users)).collect();
+    let acl: Vec<_> = section.tables("acl", "broker.acl").iter().filter_map(|r| acl(r, &names)).collect();
     let limits = limits(&section.section("limits", "broker.limits"));
     let snapshot_interval = section.or("snapshot_interval", Duration::from_secs(600), millis(10_000, 86_400_000));
     let probe_interval = section.or("probe_interval", Duration::from_secs(10), millis(1_000, 3_600_000));
+    // Who writes rules means them to be all: what no rule speaks about is denied then.
+    let unsaid = if section.has("acl") { Access::Deny } else { Access::ReadWrite };
+    let authenticated_access = section.or("authenticated_access", unsaid, choice(ACCESS));
+    let anonymous_access = section.or("anonymous_access", unsaid, choice(ACCESS));
     refuse_same_address(section, &listeners);
-    enabled.then_some(Broker { listeners, users, acl, limits, snapshot_interval, probe_interval })
+    enabled.then_some(Broker {
+        listeners,
+        users,
+        acl,
+        limits,
+        authenticated_access,
+        anonymous_access,
+        snapshot_interval,
+        probe_interval,
+    })
 }
 
 fn refuse_same_address(section: &Reader<'_>, listeners: &[Listener]) {
@@ -43,7 +56,7 @@ fn refuse_same_address(section: &Reader<'_>, listeners: &[Listener]) {
     }
 }
 
-fn listener(reader: &Reader<'_>, users: &[User]) -> Option<Listener> {
+fn listener(reader: &Reader<'_>, users: &[String]) -> Option<Listener> {
     let address = reader.required("address", "address = \"127.0.0.1:1883\"", address);
     let tls = reader.table("tls", "broker.listener.tls").and_then(|r| server_tls(&r));
     let local = address.is_none_or(|a| a.ip().is_loopback());
@@ -84,9 +97,10 @@ fn server_tls(reader: &Reader<'_>) -> Option<ServerTls> {
     Some(ServerTls { cert: cert?, key: key?, client_ca, crl, require_client_cert })
 }
 
-fn users(section: &Reader<'_>) -> Vec<User> {
+/// Users, and the names of all that are written, also of those whose password is wrong.
+fn users(section: &Reader<'_>) -> (Vec<User>, Vec<String>) {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
-    let mut users = Vec::new();
+    let (mut users, mut names) = (Vec::new(), Vec::new());
     for reader in section.tables("user", "broker.user") {
         let name = reader.required("name", "name = \"scada\"", user_name);
         let secret = password(&reader);
@@ -94,11 +108,12 @@ fn users(section: &Reader<'_>) -> Vec<User> {
         if let Some(first) = seen.insert(name.clone(), reader.place("name").clone()) {
             reader.error("name", twice("user", &name, &first));
         }
+        names.push(name.clone());
         if let Some((password, hashed)) = secret {
             users.push(User { name, password, hashed });
         }
     }
-    users
+    (users, names)
 }
 
 fn user_name(item: &Item) -> Result<String, String> {
@@ -113,14 +128,14 @@ fn user_name(item: &Item) -> Result<String, String> {
 /// The password of a user and whether it is a hash.
 fn password(reader: &Reader<'_>) -> Option<(Secret, bool)> {
     match (reader.has("password_hash"), reader.has("password")) {
-        (true, false) => Some((Secret::new(&reader.optional("password_hash", password_hash)?), true)),
+        (true, false) => Some((Secret::new(reader.optional("password_hash", password_hash)?), true)),
         (false, true) => {
             let secret = reader.secret("password")?;
             let hashed = secret.expose().starts_with("$argon2");
             Some((secret, hashed))
         }
         _ => {
-            let text = "needs exactly one of `password_hash` and `password`; write password = { file = \"…\" } or the hash that `fieldgate password` prints";
+            let text = "needs exactly one of `password_hash` and `password`; write password = { file = \"…\" } or the hash that `fieldgate hash-password` prints";
             reader.context.error(&reader.table.place, reader.key("password"), text);
             None
         }
@@ -135,7 +150,7 @@ fn password_hash(item: &Item) -> Result<String, String> {
     }
 }
 
-fn acl(reader: &Reader<'_>, users: &[User]) -> Option<Acl> {
+fn acl(reader: &Reader<'_>, users: &[String]) -> Option<Acl> {
     let user = reader.required("user", "user = \"scada\" (or \"*\", \"$anonymous\", \"$authenticated\")", line(128));
     let access = reader.or("access", Access::ReadWrite, choice(ACCESS));
     let topics = reader.list("topics", topic_filter).unwrap_or_default();
@@ -151,8 +166,8 @@ fn acl(reader: &Reader<'_>, users: &[User]) -> Option<Acl> {
     if !is_name && user.starts_with('$') && user != "$anonymous" && user != "$authenticated" {
         reader.error("user", format!("\"{user}\" is neither \"$anonymous\" nor \"$authenticated\""));
     }
-    if is_name && !users.iter().any(|u| u.name == user) {
-        let near = crate::config::suggest::nearest(&user, users.iter().map(|u| u.name.as_str()));
+    if is_name && !users.contains(&user) {
+        let near = crate::config::suggest::nearest(&user, users.iter().map(String::as_str));
         let meant = near.map_or_else(String::new, |n| format!("; did you mean `{n}`?"));
         reader.warn(
             "user",

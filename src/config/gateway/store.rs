@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::checked::{FullPolicy, Store, SyncMode};
 use crate::config::reader::Reader;
 use crate::config::units::format_size;
-use crate::config::value::{choice, millis, size};
+use crate::config::value::{choice, millis, size, unsigned};
 
 const MIB: u64 = 1 << 20;
 const SYNC: &[(&str, SyncMode)] =
@@ -14,6 +14,7 @@ const FULL: &[(&str, FullPolicy)] = &[
     ("drop-oldest", FullPolicy::DropOldest),
     ("drop-newest", FullPolicy::DropNewest),
     ("push-back", FullPolicy::PushBack),
+    ("thin-out", FullPolicy::ThinOut(10)),
 ];
 
 pub(super) fn read(section: &Reader<'_>) -> Store {
@@ -26,7 +27,7 @@ pub(super) fn read(section: &Reader<'_>) -> Store {
         sync: section.or("sync", SyncMode::Interval, choice(SYNC)),
         critical_interval: section.or("critical_interval", Duration::from_millis(5), millis(1, 10_000)),
         bulk_interval: section.or("bulk_interval", Duration::from_millis(100), millis(1, 60_000)),
-        when_full: section.or("when_full", FullPolicy::DropOldest, choice(FULL)),
+        when_full: when_full(section),
         max_age: section.optional("max_age", millis(60_000, 3_650 * 86_400_000)),
     };
     if store.critical_min.saturating_add(store.bulk_min) > store.max_size {
@@ -43,4 +44,18 @@ pub(super) fn read(section: &Reader<'_>) -> Store {
         );
     }
     store
+}
+
+/// `keep_one_of` belongs to `thin-out`.
+fn when_full(section: &Reader<'_>) -> FullPolicy {
+    let policy = section.or("when_full", FullPolicy::DropOldest, choice(FULL));
+    let keep_one_of = section.optional("keep_one_of", unsigned(2..=10_000));
+    match (policy, keep_one_of) {
+        (FullPolicy::ThinOut(_), Some(n)) => FullPolicy::ThinOut(n),
+        (policy, Some(_)) => {
+            section.error("keep_one_of", "is only for when_full = \"thin-out\"");
+            policy
+        }
+        (policy, None) => policy,
+    }
 }

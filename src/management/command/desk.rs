@@ -29,7 +29,7 @@ pub enum Decision {
     /// Answer it; nothing is done.
     Answer(Box<Answer>),
     /// Store the entry, then call [`CommandDesk::stored`] or [`CommandDesk::not_stored`].
-    Store(LedgerEntry),
+    Store(Box<LedgerEntry>),
     /// The same command is in hand; its answer will be given for this arrival, too.
     InHand,
 }
@@ -187,7 +187,7 @@ impl CommandDesk {
                 let entry = LedgerEntry { key: key.clone(), digest, accepted_ms: now.wall_ms, actor, progress };
                 self.entries.insert(key.clone(), entry.clone());
                 self.in_hand.insert(key.clone(), Waiting { job: Job { key, request, writes }, arrivals: 1 });
-                Decision::Store(entry)
+                Decision::Store(Box::new(entry))
             }
         }
     }

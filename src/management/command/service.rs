@@ -174,7 +174,7 @@ impl<W: DeviceWriter, L: CommandLedger, S: AnswerSink> Task<W, L, S> {
                 }
                 Decision::Store(entry) => {
                     to_store.push((entry.key.clone(), receipt));
-                    entries.push(entry);
+                    entries.push(*entry);
                 }
             }
         }

@@ -26,15 +26,21 @@ pub(super) struct PointSlot {
 
 impl PointSlot {
     fn new(name: &str, prefix: &str, device: Option<&Device>, filter: &Filter) -> Self {
-        let point = device.and_then(|d| d.points.iter().find(|p| p.id.as_str() == name));
-        Self {
+        let mut slot = Self {
             wanted: filter.wants_point(name),
             topic: format!("{prefix}points/{name}").into(),
-            unit: point.map_or_else(Box::default, |p| p.unit.as_str().into()),
+            unit: Box::default(),
             newest: None,
             value: None,
             held: false,
-        }
+        };
+        slot.set_unit(name, device);
+        slot
+    }
+
+    pub(super) fn set_unit(&mut self, name: &str, device: Option<&Device>) {
+        let point = device.and_then(|d| d.points.iter().find(|p| p.id.as_str() == name));
+        self.unit = point.map_or_else(Box::default, |p| p.unit.as_str().into());
     }
 
     /// Whether a record is at least as new as what was seen. The same record again is: its first message may be lost.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::contract::{telemetry, timestamp};
-use crate::model::{Batch, ClockTrust, DeviceId, GapReason, PointId, Quality, Sample, Stamp, Value};
+use crate::model::{Batch, ClockTrust, DeviceId, Gap, GapReason, PointId, Quality, Sample, Stamp, Value};
 use crate::northbound::filter::Pattern;
 
 fn record(seq: Seq, device: &str, points: &[(&str, f64)]) -> Record {
@@ -142,11 +142,13 @@ fn units_come_from_the_directory_and_follow_it() {
         Arc::new(Directory::from([("pump".to_owned(), Arc::new(device))]))
     };
     let mut publisher = Publisher::new(&ConsumerConfig::local("local", "r"));
-    for unit in ["m", "ft"] {
+    for (seq, unit) in [(1, "m"), (2, "ft")] {
         publisher.set_directory(device(unit));
-        let out = run(&mut publisher, &live(record(1, "pump", &[("level", 1.0)])));
+        let out = run(&mut publisher, &live(record(seq, "pump", &[("level", 1.0)])));
         assert_eq!(v1::Point::decode_as(Encoding::Json, &out[1].payload).unwrap().unit, unit);
     }
+    // A changed device does not make an older value publishable.
+    assert_eq!(run(&mut publisher, &live(record(1, "pump", &[("level", 1.0)]))).len(), 1);
 }
 
 #[test]

@@ -5,11 +5,12 @@
 //! confirmed to the store when all its messages are. Silence of 1.5 keep-alives ends the connection: rumqttc pings once
 //! per keep-alive whatever else is sent, so a living broker is heard more often than that.
 
+mod incoming;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -18,21 +19,26 @@ use tokio_util::sync::CancellationToken;
 use super::Uplink;
 use super::failure::Failure;
 use super::link::{self, Client, Event, Events, LinkOptions, ToAck};
+use super::suspect::Mark;
 use crate::contract::v1::status::State;
 use crate::northbound::config::ServerUrl;
 use crate::northbound::core::{Outgoing, Owner};
 use crate::northbound::feed::{self, Command, Fed};
 use crate::northbound::health::Severity;
-use crate::northbound::message::{Inbound, Message};
-use crate::northbound::requests::Outcome;
+use crate::northbound::message::Message;
 use crate::northbound::schedule::Permission;
 
 /// How long the end of a connection may take: the last confirmations, the last status, DISCONNECT.
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// A link that was opened for the critical lane only is closed when nothing was in flight for this long.
 const CRITICAL_IDLE: Duration = Duration::from_secs(5);
-/// Requests handed over and not yet stored; more are not acknowledged until the broker delivers them again.
-const RECEIPTS: usize = 256;
+
+/// Confirmations are told to the store at most this often, so that they do not interrupt its reads.
+const ACKS_EVERY: Duration = Duration::from_millis(10);
+/// A connection that the broker closes longer than this after a message was sent does not accuse that message.
+const SUSPICION: Duration = Duration::from_secs(10);
+/// A connection that lasts this long is a good one whatever was suspected.
+const UNSUSPICIOUS: Duration = Duration::from_secs(60);
 
 /// How a connection ended.
 #[derive(Debug)]
@@ -50,9 +56,20 @@ pub(super) enum Ended {
 /// A publication under way.
 #[derive(Debug)]
 struct InFlight {
+    /// Grows with every message of a connection.
+    number: u64,
     owner: Owner,
     topic: Arc<str>,
     sent: Instant,
+}
+
+impl InFlight {
+    fn mark(&self) -> Mark {
+        match self.owner {
+            Owner::Record { lane, seq, .. } => Mark::Record(lane, seq),
+            Owner::Kept(_) | Owner::Extra => Mark::Topic(self.topic.clone()),
+        }
+    }
 }
 
 pub(super) struct Connection<'a> {
@@ -60,6 +77,8 @@ pub(super) struct Connection<'a> {
     url: ServerUrl,
     client: Client,
     window: usize,
+    /// Most messages in flight that the broker allows.
+    most: usize,
     max_packet: usize,
     /// Handed to the client, not yet on the wire.
     queued: VecDeque<InFlight>,
@@ -67,6 +86,13 @@ pub(super) struct Connection<'a> {
     unconfirmed: Vec<Option<InFlight>>,
     in_flight: usize,
     granted: usize,
+    number: u64,
+    /// The broker has confirmed something in this connection.
+    proved: bool,
+    began: Instant,
+    /// The connection is dead when nothing was heard for this long.
+    silence: Duration,
+    acked: Instant,
     heard: Instant,
     busy: Instant,
     receipts: FuturesUnordered<BoxFuture<'static, Option<ToAck>>>,
@@ -89,12 +115,18 @@ impl<'a> Connection<'a> {
         let connection = Self {
             url: url.clone(),
             client,
-            window: usize::from(window),
+            window: up.suspect.window(usize::from(window)),
+            most: usize::MAX,
             max_packet: up.config.max_packet,
             queued: VecDeque::new(),
             unconfirmed: Vec::new(),
             in_flight: 0,
             granted: 0,
+            number: 0,
+            proved: false,
+            began: Instant::now(),
+            silence: up.config.keep_alive.mul_f64(1.5),
+            acked: Instant::now(),
             heard: Instant::now(),
             busy: Instant::now(),
             receipts: FuturesUnordered::new(),
@@ -121,6 +153,9 @@ impl<'a> Connection<'a> {
                 while let Some(event) = self.ready.pop_front() {
                     let _ = self.settle(event);
                 }
+                if failure.closed && self.proved {
+                    self.accuse();
+                }
                 Ended::Failed { failure, served: true }
             }
         }
@@ -135,16 +170,19 @@ impl<'a> Connection<'a> {
                 Err(_) => return Err(Failure::passing("no connection in time: the server's address or the broker behind it does not answer")),
             },
         };
-        let Event::Connected { session_present, window, max_packet } = event else {
+        let Event::Connected(accepted) = event else {
             return Err(Failure::passing("the broker did not begin with CONNACK"));
         };
-        if let Some(theirs) = window {
-            self.window = self.window.min(usize::from(theirs));
+        if let Some(theirs) = accepted.window {
+            self.most = usize::from(theirs);
+            self.window = self.window.min(self.most);
         }
-        if let Some(theirs) = max_packet {
+        if let Some(theirs) = accepted.max_packet {
             self.max_packet = self.max_packet.min(theirs);
         }
-        self.begin(session_present).await;
+        // rumqttc pings at the broker's pace then, and only that often is it heard.
+        self.silence = self.up.config.keep_alive.max(accepted.keep_alive.unwrap_or_default()).mul_f64(1.5);
+        self.begin(accepted.session_present).await;
         Ok(true)
     }
 
@@ -166,7 +204,7 @@ impl<'a> Connection<'a> {
         // Sending fails only when the store closed, which the next read tells.
         let _ = self.up.feed.commands.send(begin).await;
         self.up.core.meter.connected(self.url.to_string());
-        self.up.core.meter.replay_begins(self.up.feed.depth.borrow().records);
+        self.up.core.meter.replay_begins();
         self.up.core.notices.report(Severity::Info, "uplink-connected", "", format!("connected to {}", self.url));
     }
 
@@ -180,6 +218,7 @@ impl<'a> Connection<'a> {
                 tokio::pin!(poll);
                 loop {
                     self.pump();
+                    let wake = self.next_look(look);
                     tokio::select! {
                         event = &mut poll => break event?,
                         () = stop.cancelled() => return Ok(Ended::Stopped),
@@ -193,7 +232,7 @@ impl<'a> Connection<'a> {
                                 self.client.acknowledge(&message);
                             }
                         }
-                        () = sleep_until(look) => {
+                        () = sleep_until(wake) => {
                             look = feed::next_look(self.up.core.drained);
                             if let Some(ended) = self.look_around()? {
                                 return Ok(ended);
@@ -209,6 +248,10 @@ impl<'a> Connection<'a> {
                 self.settle(event)?;
             }
         }
+    }
+
+    fn next_look(&self, look: Instant) -> Instant {
+        if self.up.core.has_acks() { look.min(self.acked + ACKS_EVERY) } else { look }
     }
 
     fn accept(&mut self, session: u64, fed: Fed) {
@@ -237,7 +280,11 @@ impl<'a> Connection<'a> {
             self.up.core.undeliverable(owner, &message.topic, "message-too-large", &detail, now_ms);
             return;
         }
-        let item = InFlight { owner, topic: message.topic.clone(), sent: Instant::now() };
+        if owner == Owner::Extra && self.up.core.is_shunned(&message.topic) {
+            return;
+        }
+        self.number += 1;
+        let item = InFlight { number: self.number, owner, topic: message.topic.clone(), sent: Instant::now() };
         if self.client.publish(message) {
             self.up.schedule.sent(size);
             self.queued.push_back(item);
@@ -263,7 +310,7 @@ impl<'a> Connection<'a> {
             Event::Refused { pkid, reason, passing } => return self.refused(pkid, &reason, passing),
             Event::Request(inbound, message) => self.request(inbound, message),
             Event::Subscribed(answers) => self.subscribed(&answers),
-            Event::Connected { .. } => return Err(Failure::passing("the client connected again by itself")),
+            Event::Connected(_) => return Err(Failure::passing("the client connected again by itself")),
             Event::Heard | Event::Other => {}
         }
         Ok(())
@@ -290,9 +337,31 @@ impl<'a> Connection<'a> {
     }
 
     fn confirmed(&mut self, item: &InFlight) {
+        self.proved = true;
+        if self.up.suspect.is(&item.mark()) {
+            self.clear_suspicion();
+        }
         let latency_ms = item.sent.elapsed().as_secs_f64() * 1000.0;
         let now_ms = self.up.now_ms();
         self.up.core.confirmed(item.owner, latency_ms, now_ms);
+    }
+
+    fn clear_suspicion(&mut self) {
+        self.up.suspect.clear();
+        self.window = self.window.max(usize::from(self.up.core.config.window).min(self.most));
+    }
+
+    /// The broker closed the connection: was it the first message that it had not confirmed?
+    fn accuse(&mut self) {
+        let on_wire = self.unconfirmed.iter().flatten();
+        let Some(item) = on_wire.min_by_key(|item| item.number).filter(|item| item.sent.elapsed() < SUSPICION) else {
+            return;
+        };
+        if self.up.suspect.closed(item.mark()) {
+            let now_ms = self.up.started.elapsed().as_millis() as u64;
+            let detail = "the broker closes the connection whenever it gets this message";
+            self.up.core.give_up(item.owner, &item.topic, "broker-disconnects", detail, now_ms);
+        }
     }
 
     /// [MQTT5 3.4.2.1] A final refusal costs this message; a passing one ends the connection, and the message comes again
@@ -308,49 +377,10 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    fn request(&mut self, inbound: Inbound, message: ToAck) {
-        if self.receipts.len() >= RECEIPTS {
-            tracing::warn!(consumer = %self.up.core.config.name, "too many requests wait to be stored; the broker will deliver this one again");
-            return;
-        }
-        match self.up.gate.receive(inbound) {
-            Outcome::Handed { stored, answer } => {
-                self.up.core.await_answer(answer);
-                self.receipts.push(async move { stored.await.ok().map(|()| message) }.boxed());
-            }
-            Outcome::Refused { result, answer, code, message: text } => {
-                let device = answer.device.clone();
-                if let Some(result) = result {
-                    self.up.core.refuse_request(&result, answer);
-                }
-                let text = format!("a request for {device} was refused ({code}): {text}");
-                self.up.core.notices.report(Severity::Warning, "request-refused", &device, text);
-                if code != "stopping" {
-                    self.client.acknowledge(&message);
-                }
-            }
-            Outcome::Ignored => {
-                self.client.acknowledge(&message);
-            }
-        }
-    }
-
-    fn subscribed(&mut self, answers: &[Result<(), String>]) {
-        self.up.subscribed = answers.iter().all(Result::is_ok);
-        for (answer, filter) in answers.iter().zip(self.up.gate.filters()) {
-            if let Err(reason) = answer {
-                let text = format!(
-                    "the broker refuses our subscription to {filter}: {reason}; requests cannot arrive from there"
-                );
-                self.up.core.meter.health.reason.clone_from(&text);
-                self.up.core.notices.report(Severity::Alarm, "subscription-refused", &filter, text);
-            }
-        }
-    }
-
     /// Confirms to the store and grants backlog; whatever the full channel does not take now waits for the next turn.
     fn look_after(&mut self) {
-        if self.up.core.has_acks() {
+        if self.up.core.has_acks() && self.acked.elapsed() >= ACKS_EVERY {
+            self.acked = Instant::now();
             self.up.send_acks();
         }
         let now_ms = self.up.now_ms();
@@ -363,8 +393,11 @@ impl<'a> Connection<'a> {
     /// Silence, windows and figures.
     fn look_around(&mut self) -> Result<Option<Ended>, Failure> {
         let silence = self.heard.elapsed();
-        if silence >= self.up.config.keep_alive.mul_f64(1.5) {
+        if silence >= self.silence {
             return Err(Failure::passing(format!("the broker has been silent for {:.0} s", silence.as_secs_f64())));
+        }
+        if self.began.elapsed() >= UNSUSPICIOUS {
+            self.clear_suspicion();
         }
         self.up.send_acks();
         let depth = *self.up.feed.depth.borrow();

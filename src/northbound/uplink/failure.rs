@@ -12,15 +12,17 @@ pub(super) struct Failure {
     pub(super) reason: String,
     /// The broker (or we) refused for a reason that does not go away by itself.
     pub(super) refused: bool,
+    /// The broker ended a connection that it had accepted.
+    pub(super) closed: bool,
 }
 
 impl Failure {
     pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), refused: false }
+        Self { reason: reason.into(), refused: false, closed: false }
     }
 
     pub(super) fn refused(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), refused: true }
+        Self { reason: reason.into(), refused: true, closed: false }
     }
 }
 
@@ -48,7 +50,8 @@ impl From<v5::ConnectionError> for Failure {
             E::MqttState(S::ConnFail { reason }) => connack_v5(reason),
             E::MqttState(S::ServerDisconnect { reason_code, reason_string }) => {
                 let said = reason_string.map(|s| format!(" ({s})")).unwrap_or_default();
-                Failure::passing(format!("the broker disconnected: {}{said}", words(&format!("{reason_code:?}"))))
+                let reason = format!("the broker disconnected: {}{said}", words(&format!("{reason_code:?}")));
+                Failure { closed: true, ..Failure::passing(reason) }
             }
             E::Tls(v5::TlsError::DNSName(_)) => bad_name(),
             E::MqttState(S::ConnectionAborted) => closed(),
@@ -63,7 +66,7 @@ impl From<v5::ConnectionError> for Failure {
 }
 
 fn closed() -> Failure {
-    Failure::passing("the broker closed the connection")
+    Failure { closed: true, ..Failure::passing("the broker closed the connection") }
 }
 
 fn no_ping() -> Failure {
@@ -152,7 +155,8 @@ fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
 }
 
 fn io_failure(error: &io::Error) -> Failure {
-    Failure::passing(match error.kind() {
+    let closed = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+    let reason = match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused: nobody listens there".to_owned(),
         io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),
         io::ErrorKind::TimedOut => "no answer from the server's address".to_owned(),
@@ -160,7 +164,8 @@ fn io_failure(error: &io::Error) -> Failure {
             "the network does not reach the server".to_owned()
         }
         _ => error.to_string(),
-    })
+    };
+    Failure { closed, ..Failure::passing(reason) }
 }
 
 fn tls_failure(error: &rustls::Error) -> Failure {

@@ -28,11 +28,23 @@ pub(super) struct LinkOptions<'a> {
     pub(super) window: u16,
 }
 
+/// What the broker said when it accepted us.
+#[derive(Debug, Default)]
+pub(super) struct Accepted {
+    pub(super) session_present: bool,
+    /// Most publications in flight.
+    pub(super) window: Option<u16>,
+    /// Largest packet in bytes.
+    pub(super) max_packet: Option<usize>,
+    /// The keep-alive that the broker wants instead of ours.
+    pub(super) keep_alive: Option<Duration>,
+}
+
 /// What happened on a connection.
 #[derive(Debug)]
 pub(super) enum Event {
     /// The broker accepted us.
-    Connected { session_present: bool, window: Option<u16>, max_packet: Option<usize> },
+    Connected(Accepted),
     /// The oldest publication not yet sent went out with this packet id, 0 for QoS 0.
     Sent(u16),
     /// The broker confirmed.
@@ -251,7 +263,7 @@ fn from_four(event: rumqttc::Event) -> Result<Event, Failure> {
         rumqttc::Event::Outgoing(Outgoing::AwaitAck(_)) => return Err(out_of_order()),
         rumqttc::Event::Incoming(Packet::PubAck(ack)) => Event::Confirmed(ack.pkid),
         rumqttc::Event::Incoming(Packet::ConnAck(ack)) => {
-            Event::Connected { session_present: ack.session_present, window: None, max_packet: None }
+            Event::Connected(Accepted { session_present: ack.session_present, ..Accepted::default() })
         }
         rumqttc::Event::Incoming(Packet::Publish(publish)) => {
             let inbound = Inbound {
@@ -284,11 +296,15 @@ fn from_five(event: v5::Event) -> Result<Event, Failure> {
         v5::Event::Outgoing(Outgoing::Publish(pkid)) => Event::Sent(pkid),
         v5::Event::Outgoing(Outgoing::AwaitAck(_)) => return Err(out_of_order()),
         v5::Event::Incoming(five::Packet::PubAck(ack)) => confirmation(&ack),
-        v5::Event::Incoming(five::Packet::ConnAck(ack)) => Event::Connected {
-            session_present: ack.session_present,
-            window: ack.properties.as_ref().and_then(|p| p.receive_max),
-            max_packet: ack.properties.as_ref().and_then(|p| p.max_packet_size).map(|n| n as usize),
-        },
+        v5::Event::Incoming(five::Packet::ConnAck(ack)) => {
+            let properties = ack.properties.as_ref();
+            Event::Connected(Accepted {
+                session_present: ack.session_present,
+                window: properties.and_then(|p| p.receive_max),
+                max_packet: properties.and_then(|p| p.max_packet_size).map(|n| n as usize),
+                keep_alive: properties.and_then(|p| p.server_keep_alive).map(|s| Duration::from_secs(s.into())),
+            })
+        }
         v5::Event::Incoming(five::Packet::Publish(publish)) => {
             let properties = publish.properties.as_ref();
             let inbound = Inbound {
@@ -326,4 +342,42 @@ fn confirmation(ack: &five::PubAck) -> Event {
     let said =
         ack.properties.as_ref().and_then(|p| p.reason_string.as_ref()).map(|s| format!(" ({s})")).unwrap_or_default();
     Event::Refused { pkid: ack.pkid, reason: format!("{}{said}", words(&format!("{:?}", ack.reason))), passing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn five_event(packet: five::Packet) -> Event {
+        from_five(v5::Event::Incoming(packet)).unwrap()
+    }
+
+    #[test]
+    fn reason_codes_of_mqtt5_are_read() {
+        let puback = |reason| five_event(five::Packet::PubAck(five::PubAck { pkid: 7, reason, properties: None }));
+        assert!(matches!(puback(five::PubAckReason::NoMatchingSubscribers), Event::Confirmed(7)));
+        assert!(matches!(puback(five::PubAckReason::QuotaExceeded), Event::Refused { pkid: 7, passing: true, .. }));
+        let Event::Refused { reason, passing: false, .. } = puback(five::PubAckReason::NotAuthorized) else { panic!() };
+        assert_eq!(reason, "not authorized");
+
+        let codes = vec![
+            five::SubscribeReasonCode::Success(v5::mqttbytes::QoS::AtLeastOnce),
+            five::SubscribeReasonCode::NotAuthorized,
+        ];
+        let suback = five::SubAck { pkid: 1, return_codes: codes, properties: None };
+        let Event::Subscribed(answers) = five_event(five::Packet::SubAck(suback)) else { panic!() };
+        assert_eq!(answers, [Ok(()), Err("not authorized".to_owned())]);
+    }
+
+    #[test]
+    fn an_id_that_is_still_in_use_ends_the_connection() {
+        assert!(from_four(rumqttc::Event::Outgoing(rumqttc::Outgoing::AwaitAck(1))).is_err());
+        assert!(from_five(v5::Event::Outgoing(rumqttc::Outgoing::AwaitAck(1))).is_err());
+    }
+
+    #[test]
+    fn ipv6_addresses_are_bracketed_for_the_resolver() {
+        assert_eq!(host(&"mqtt://[::1]:1883".parse().unwrap()), "[::1]");
+        assert_eq!(host(&"mqtt://broker".parse().unwrap()), "broker");
+    }
 }

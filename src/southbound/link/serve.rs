@@ -104,11 +104,7 @@ impl<D: Driver> LinkTask<D> {
 
     /// Puts a failed step in front again, or reports its points as failed: at once if the device must be left alone.
     fn again_or_give_up(&mut self, slot: usize, cycle: &mut Cycle<D::Step>, step: D::Step, fault: Fault) {
-        let held = self.driver.held(slot);
-        if let Some(time) = held {
-            self.schedule.hold(slot, self.now() + time);
-        }
-        if held.is_none() && cycle.tries < self.device(slot).config.retries() {
+        if self.driver.held(slot).is_none() && cycle.tries < self.device(slot).config.retries() {
             cycle.tries += 1;
             cycle.steps.push_front(step);
             return;
@@ -123,6 +119,14 @@ impl<D: Driver> LinkTask<D> {
     /// Counts a failed request; true when the device is off scan now.
     pub(super) fn failed(&mut self, slot: usize, fault: &Fault) -> bool {
         let now = self.now();
+        // Two devices may be the same unit to the driver.
+        for held in 0..self.devices.len() {
+            if self.devices[held].is_some()
+                && let Some(time) = self.driver.held(held)
+            {
+                self.schedule.hold(held, now + time);
+            }
+        }
         let device = self.device(slot);
         let Some(retry_in) = device.breaker.failure(now, rand::random()) else { return false };
         if !matches!(device.state, DeviceState::OffScan { .. }) {

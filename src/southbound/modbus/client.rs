@@ -104,6 +104,8 @@ pub struct Client {
 
 /// How long a unit is left alone after a timeout on RTU, if the configuration does not say.
 const UNIT_GUARD: Duration = Duration::from_secs(1);
+/// A connection that was used so lately is not asked before a read whether it is still there.
+const IDLE: Duration = Duration::from_secs(1);
 /// Line silence that ends a drain.
 const DRAINED: Duration = Duration::from_millis(20);
 /// Longest drain: a line that never falls silent is reported, not waited for.
@@ -186,7 +188,11 @@ impl Client {
 
     /// Sends a request to a unit and waits for its reply. Data lies in the client's buffer until the next call.
     pub async fn call(&mut self, unit: u8, request: &Request<'_>, limit: Duration) -> Result<Reply<'_>, CallError> {
-        self.connect().await?;
+        // After a pause, and before anything that is sent only once: has the other end closed meanwhile?
+        let once = !matches!(request, Request::Read { .. });
+        if self.transport.is_none() || once || self.quiet_since.elapsed() > IDLE {
+            self.connect().await?;
+        }
         match self.resync.before(unit, self.origin.elapsed()) {
             Before::Go => {}
             Before::Hold(until) => return Err(CallError::Held(until.saturating_sub(self.origin.elapsed()))),
@@ -262,6 +268,7 @@ impl Client {
         }
         let transport = self.transport.as_mut().ok_or_else(closed)?;
         if self.framing == Framing::Rtu && transport.waiting().map_err(broken)? > 0 {
+            // Nobody asked for these octets, or gave up waiting for them.
             self.tally.late_replies += 1;
             match self.link {
                 Link::Serial(_) => self.drain(Instant::now() + DRAINED).await?,
@@ -295,7 +302,6 @@ impl Client {
                 Ok(Err(error)) => return Err(broken(error)),
                 Ok(Ok(count)) => {
                     dropped += count;
-                    self.resync.late(self.quiet_since.elapsed());
                     end = until.max(Instant::now() + DRAINED);
                 }
             }
@@ -322,6 +328,7 @@ impl Client {
                     }
                     Verdict::Late => {
                         self.tally.late_replies += 1;
+                        self.resync.late(frame.unit, self.origin.elapsed());
                         self.received.copy_within(frame.used..self.filled, 0);
                         self.filled -= frame.used;
                         continue;

@@ -27,6 +27,8 @@ pub enum Before {
 struct Unit {
     /// A reply may be outstanding.
     suspect: bool,
+    /// When the request was given up whose reply may be outstanding.
+    since: Duration,
     held_until: Duration,
     /// The echo was asked since the unit became suspect, without an answer.
     echo_failed: bool,
@@ -82,6 +84,7 @@ impl Resync {
         let mut state = self.units.get(&unit).copied().unwrap_or_default();
         let hold = if self.asks(&state) { self.guard } else { self.guard.max(WITHOUT_PROOF) };
         state.suspect = true;
+        state.since = now;
         state.held_until = if owed { now + self.at_least_worst(hold) } else { now };
         // A plain request was tried after an unanswered echo and failed too: next time ask for the echo again.
         state.echo_failed = false;
@@ -113,9 +116,11 @@ impl Resync {
         }
     }
 
-    /// A reply came so long `after` its request was given up.
-    pub fn late(&mut self, after: Duration) {
-        self.worst = self.worst.max(after);
+    /// A reply of `unit` to an earlier request was seen to arrive at `now`.
+    pub fn late(&mut self, unit: u8, now: Duration) {
+        if let Some(state) = self.units.get(&unit).filter(|state| state.suspect) {
+            self.worst = self.worst.max(now.saturating_sub(state.since));
+        }
     }
 
     fn asks(&self, state: &Unit) -> bool {
@@ -178,8 +183,11 @@ mod tests {
     #[test]
     fn the_hold_grows_with_the_latest_reply_seen() {
         let mut resync = Resync::new(true, SEC);
-        resync.late(3 * SEC);
         resync.failed(1, SEC, true);
-        assert_eq!(resync.before(1, 2 * SEC), Before::Hold(7 * SEC));
+        resync.late(1, 4 * SEC);
+        resync.failed(1, 5 * SEC, true);
+        assert_eq!(resync.before(1, 7 * SEC), Before::Hold(11 * SEC));
+        resync.late(2, 100 * SEC);
+        assert_eq!(resync.before(1, 11 * SEC), Before::Echo, "a reply that nobody owed teaches nothing");
     }
 }

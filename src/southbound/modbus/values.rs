@@ -251,7 +251,7 @@ pub fn to_bool(value: &Value) -> Result<bool, String> {
 }
 
 fn to_integer(value: &Value) -> Result<i128, String> {
-    let whole = |number: f64| match number.fract() == 0.0 && number.abs() <= 1.0e19 {
+    let whole = |number: f64| match number.fract() == 0.0 && number.abs() <= 1.0e20 {
         true => Ok(number as i128),
         false => Err("a whole number is wanted".to_owned()),
     };

@@ -15,7 +15,8 @@ use crate::store::fs::{File, FileSystem, Open, SyncPoint};
 
 /// Name in the lane's directory.
 pub(crate) const NAME: &str = "acks";
-const NEW_NAME: &str = "acks.new";
+/// Name of a file that is to take its place.
+pub(crate) const NEW_NAME: &str = "acks.new";
 /// Bytes of one slot.
 const SLOT: usize = 32 * 1024;
 /// Bytes of the file.
@@ -31,6 +32,8 @@ const PREFIX: usize = 24;
 pub(crate) struct Image {
     /// The lane was closed with everything synced.
     pub clean: bool,
+    /// Accepted records are in memory only, because the disk fails.
+    pub degraded: bool,
     /// See [`FileSystem::incarnation`].
     pub incarnation: u64,
     /// The next sequence number, exact when clean.
@@ -39,6 +42,8 @@ pub(crate) struct Image {
     pub reserved: Seq,
     /// Records up to here were synced, at least.
     pub durable: Seq,
+    /// Segments that end before this number are released.
+    pub floor: Seq,
     pub consumers: Vec<SavedConsumer>,
     pub holes: Vec<Hole>,
 }
@@ -54,8 +59,8 @@ pub(crate) struct SavedConsumer {
 
 fn encode(image: &Image, counter: u64) -> Vec<u8> {
     let mut out = vec![0; PREFIX];
-    out.extend([u8::from(image.clean), image.consumers.len() as u8, image.holes.len() as u8, 0]);
-    for number in [image.incarnation, image.next, image.reserved, image.durable] {
+    out.extend([u8::from(image.clean), image.consumers.len() as u8, image.holes.len() as u8, u8::from(image.degraded)]);
+    for number in [image.incarnation, image.next, image.reserved, image.durable, image.floor] {
         out.extend(number.to_le_bytes());
     }
     for consumer in &image.consumers {
@@ -117,11 +122,12 @@ fn decode(slot: &[u8]) -> Option<(u64, Image)> {
     }
     let mut fields = Fields(body);
     let head = fields.bytes(4)?;
-    let (clean, consumers, holes) = (head[0] != 0, head[1], head[2]);
-    let (incarnation, next, reserved, durable) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+    let (clean, consumers, holes, degraded) = (head[0] != 0, head[1], head[2], head[3] != 0);
+    let (incarnation, next, reserved) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (durable, floor) = (fields.u64()?, fields.u64()?);
     let consumers = (0..consumers).map(|_| decode_consumer(&mut fields)).collect::<Option<_>>()?;
     let holes = (0..holes).map(|_| decode_hole(&mut fields)).collect::<Option<_>>()?;
-    Some((counter, Image { clean, incarnation, next, reserved, durable, consumers, holes }))
+    Some((counter, Image { clean, degraded, incarnation, next, reserved, durable, floor, consumers, holes }))
 }
 
 fn decode_consumer(fields: &mut Fields<'_>) -> Option<SavedConsumer> {
@@ -251,7 +257,7 @@ fn newest(file: &dyn File) -> io::Result<Option<(usize, u64, Image)>> {
 }
 
 const _: () =
-    assert!(PREFIX + 36 + MAX_CONSUMERS * (82 + 16 * MAX_RANGES) + MAX_HOLES * 41 <= SLOT, "a full slot must fit");
+    assert!(PREFIX + 44 + MAX_CONSUMERS * (82 + 16 * MAX_RANGES) + MAX_HOLES * 41 <= SLOT, "a full slot must fit");
 
 #[cfg(test)]
 mod tests {
@@ -264,10 +270,12 @@ mod tests {
     fn image(next: Seq) -> Image {
         Image {
             clean: true,
+            degraded: false,
             incarnation: 5,
             next,
             reserved: 100,
             durable: 40,
+            floor: 2,
             consumers: vec![SavedConsumer {
                 name: "uplink.a".into(),
                 cursor: 3,

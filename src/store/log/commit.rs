@@ -49,6 +49,9 @@ pub(crate) struct State {
     pub acks_urgent: bool,
     pub next_at_save: Seq,
     preparing: bool,
+    prepare_after: u64,
+    /// What the ack file says about a failing disk.
+    pub noted_failing: bool,
 }
 
 impl State {
@@ -69,6 +72,11 @@ impl State {
         self.in_flight = false;
         self.sealed.clear();
         self.bytes = 0;
+    }
+
+    /// A slot of the ack file is being synced and must not be written.
+    pub fn is_saving_acks(&self) -> bool {
+        self.acks_in_flight.is_some()
     }
 
     fn taken(&mut self) {
@@ -122,10 +130,13 @@ impl Job {
     }
 
     /// The reserve that was made.
-    pub fn into_reserve(self) -> io::Result<(PathBuf, u64)> {
+    pub fn into_reserve(self) -> Result<Free, (Free, io::Error)> {
         match self.work {
-            Work::Reserve { path, size } => self.result.map(|()| (path, size)),
-            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+            Work::Reserve { path, size } => match self.result {
+                Ok(()) => Ok(Free { path, size }),
+                Err(error) => Err((Free { path, size }, error)),
+            },
+            _ => unreachable!("asked for a job that is not for the reserve"),
         }
     }
 
@@ -212,7 +223,10 @@ impl LaneLog {
         self.commit.acks_written_at = now;
         let image = self.image(false, self.reservation());
         let counter = match self.acks.write(&image) {
-            Ok(counter) => counter,
+            Ok(counter) => {
+                self.commit.noted_failing = image.degraded;
+                counter
+            }
             Err(error) => {
                 self.replace_acks(&error, now);
                 return None;
@@ -234,8 +248,8 @@ impl LaneLog {
     }
 
     /// A job that makes a spare segment ready.
-    pub fn spare_job(&mut self) -> Option<Job> {
-        if self.commit.preparing || !self.free.is_empty() {
+    pub fn spare_job(&mut self, now: u64) -> Option<Job> {
+        if self.commit.preparing || !self.free.is_empty() || now < self.commit.prepare_after {
             return None;
         }
         self.commit.preparing = true;
@@ -278,8 +292,15 @@ impl LaneLog {
             Work::Spare { path, size } => {
                 self.commit.preparing = false;
                 match job.result {
-                    Ok(()) => self.free.push(Free { path, size }),
-                    Err(error) => tracing::debug!(%error, "no spare segment could be made ahead"),
+                    Ok(()) => {
+                        self.garbage.retain(|g| g.path != path);
+                        self.free.push(Free { path, size });
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "no spare segment could be made ahead");
+                        self.commit.prepare_after = now + super::lane::RETRY_NS;
+                        self.delete(Free { path, size });
+                    }
                 }
             }
         }
@@ -288,8 +309,12 @@ impl LaneLog {
     /// Everything up to `upto` survives a power cut.
     fn synced(&mut self, upto: Seq) {
         self.durable = self.durable.max(upto);
+        self.on_disk = self.on_disk.max(upto);
         while let Some(record) = self.unsynced.front().filter(|r| r.seq <= upto) {
             self.unsynced_bytes -= super::frame::encoded_len(record);
+            if let Some(hole) = super::holes::Hole::from_record(record) {
+                self.holes.remove(hole.from, hole.to);
+            }
             self.unsynced.pop_front();
         }
     }

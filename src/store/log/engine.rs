@@ -10,12 +10,12 @@ use super::commit::Job;
 use super::frame::{HEADER, MAX_PAYLOAD};
 use super::holes::Hole;
 use super::lane::{EMERGENCY, Failure, Free, LaneLog, RETRY_NS, Registered, first_seq};
-use super::progress::{ConsumerShared, Offer, Progress};
+use super::progress::{ConsumerShared, Item, Offer, Progress};
 use super::quota::NoRoom;
 use super::recovery::{Opened, Opening};
 use super::segment::HEADER_LEN;
 use super::tail::Tail;
-use crate::model::{ClockTrust, Depth, GapReason, Lane, Record, Seq, Stamp};
+use crate::model::{ClockTrust, Depth, GapReason, Lane, Record, RecordKind, Seq, Stamp};
 use crate::store::config::{Config, OnFull};
 use crate::store::fs::{FileSystem, Lock, Open, SyncPoint};
 use crate::store::{ConsumerError, NewRecord, OpenError, Start};
@@ -126,7 +126,7 @@ impl Engine {
             for hole in log.holes.iter().filter(|h| h.records == 0) {
                 progress.settle(hole.from, hole.to);
             }
-            log.consumers.insert(shared.name.clone(), Registered { shared: shared.clone(), durable: progress.cursor });
+            log.consumers.insert(shared.name.clone(), Registered { shared: shared.clone() });
         }
         self.consumers.insert(shared.name.clone(), shared);
     }
@@ -134,6 +134,12 @@ impl Engine {
     /// The rings that consumers read first.
     pub fn tail(&self) -> Arc<Tail> {
         self.tail.clone()
+    }
+
+    /// All consumers but the store's own.
+    #[cfg(test)]
+    pub fn consumers(&self) -> impl Iterator<Item = &Arc<ConsumerShared>> {
+        self.consumers.values().filter(|c| !c.name.starts_with(INTERNAL))
     }
 
     /// Whether the lane has so much in memory that a commit must be awaited before more is taken.
@@ -156,16 +162,15 @@ impl Engine {
             self.try_again(i, now);
         }
         let next = self.lanes[i].next;
-        let trailing = self.lanes[i].holes.take_trailing(next - 1);
+        let told = self.lanes[i].told;
+        let trailing = self.lanes[i].holes.trailing(next - 1, told);
         let gaps: Vec<Record> = trailing.iter().map(|hole| hole.record(new.lane)).collect();
-        for (done, gap) in gaps.iter().enumerate() {
-            if let Err(full) = self.room_for(i, gap, now) {
-                for hole in &trailing[done..] {
-                    self.lanes[i].holes.add(hole.clone());
-                }
+        for gap in gaps {
+            if let Err(full) = self.room_for(i, &gap, now) {
                 return self.full(new, full);
             }
-            self.lanes[i].add(gap.clone(), now);
+            self.lanes[i].told = gap.seq;
+            self.lanes[i].add(gap, now);
         }
         let NewRecord { lane, kind, device, ts_ms, count, payload } = new;
         let record = Record { lane, seq: next, ts_ms, device, kind, count, payload };
@@ -230,6 +235,7 @@ impl Engine {
             self.tail.push(lane, self.handed[i].drain(..), self.lanes[i].next);
             self.lanes[i].flush();
             self.lanes[i].trim_memory();
+            self.lanes[i].note_failure();
             self.lanes[i].settle_without_sync();
         }
         self.tail.changed.notify_waiters();
@@ -258,6 +264,7 @@ impl Engine {
         }
         let i = job.lane() as usize;
         self.lanes[i].finish_job(job, now);
+        self.lanes[i].note_failure();
         self.release(i);
     }
 
@@ -308,15 +315,21 @@ impl Engine {
         }
         let start = if self.acks_lost { Start::Oldest } else { start };
         let cursor = |lane: &LaneLog| match start {
-            Start::Oldest => lane.oldest() - 1,
+            Start::Oldest => lane.oldest().max(lane.floor) - 1,
             Start::Now => lane.next - 1,
         };
         let progress = [Progress::at(cursor(&self.lanes[0])), Progress::at(cursor(&self.lanes[1]))];
         let shared = Arc::new(ConsumerShared::new(name.to_owned(), progress));
         self.attach(shared.clone(), [true, !internal]);
-        for lane in &mut self.lanes {
-            lane.save_acks(false, SyncPoint::Registration)
-                .map_err(|e| ConsumerError::Disk(name.to_owned(), e.to_string()))?;
+        for i in 0..2 {
+            if let Err(error) = self.lanes[i].save_acks(false, SyncPoint::Registration) {
+                self.consumers.remove(name);
+                for lane in &mut self.lanes {
+                    lane.consumers.remove(name);
+                    lane.commit.acks_dirty = true;
+                }
+                return Err(ConsumerError::Disk(name.to_owned(), error.to_string()));
+            }
         }
         Ok(shared)
     }
@@ -355,6 +368,25 @@ impl Engine {
         (offers, pos)
     }
 
+    /// The records of the journal of the state from `from` on, and where to go on.
+    pub fn read_journal(&mut self, place: &ConsumerShared, from: Seq) -> (Vec<Record>, Seq) {
+        let lane = &mut self.lanes[Lane::Critical as usize];
+        let mut items = Vec::new();
+        let start = place.lanes()[Lane::Critical as usize].next_open(from);
+        let mut pos = start;
+        for _ in 0..3 {
+            pos = lane.read(start, lane.next, 256, &mut items);
+            if pos > start {
+                break;
+            }
+        }
+        let journal = |item| match item {
+            Item::Record(record) if record.kind == RecordKind::Journal => Some(record),
+            _ => None,
+        };
+        (items.into_iter().filter_map(journal).collect(), pos.max(from))
+    }
+
     /// Brings the estimates in the depth of every consumer up to date.
     pub fn update_depths(&self) {
         for shared in self.consumers.values() {
@@ -383,6 +415,12 @@ impl Engine {
             }
         }
         self.shrink_to_quota();
+        let critical = &self.lanes[Lane::Critical as usize];
+        let oldest = (!critical.sealed.is_empty()).then(|| critical.sealed_until(0));
+        for (_, shared) in self.consumers.iter().filter(|(name, _)| name.starts_with(INTERNAL)) {
+            let cursor = shared.lanes()[Lane::Critical as usize].cursor;
+            shared.pins_old_segment.store(oldest.is_some_and(|to| cursor < to), Ordering::Release);
+        }
     }
 
     /// Makes the next commit of a lane due at once.

@@ -168,15 +168,30 @@ impl Holes {
         self.0.iter().filter(|h| h.to >= from && h.from <= to).map(|h| h.clip(from, to)).collect()
     }
 
-    /// Takes out the holes that reach without a break to `last`.
-    pub fn take_trailing(&mut self, last: Seq) -> Vec<Hole> {
+    /// The holes, or parts of them above `above`, that reach without a break to `last`.
+    pub fn trailing(&self, last: Seq, above: Seq) -> Vec<Hole> {
         let mut end = last;
-        let mut start = self.0.len();
-        while start > 0 && self.0[start - 1].to == end {
-            end = self.0[start - 1].from - 1;
-            start -= 1;
+        let mut found = Vec::new();
+        for hole in self.0.iter().rev() {
+            if hole.to != end || hole.to <= above {
+                break;
+            }
+            end = hole.from - 1;
+            found.push(hole.clip(above + 1, last));
         }
-        self.0.split_off(start)
+        found.reverse();
+        found
+    }
+
+    /// Takes `from..=to` out, because the log itself tells of it now.
+    pub fn remove(&mut self, from: Seq, to: Seq) {
+        let cut = |hole: Hole| {
+            let before = (hole.from < from).then(|| hole.clip(hole.from, from.saturating_sub(1)));
+            let after = (hole.to > to).then(|| hole.clip(to + 1, hole.to));
+            let apart = hole.to < from || hole.from > to;
+            if apart { [Some(hole), None] } else { [before, after] }
+        };
+        self.0 = std::mem::take(&mut self.0).into_iter().flat_map(cut).flatten().collect();
     }
 
     /// Forgets what lies wholly below `seq`.
@@ -208,8 +223,13 @@ mod tests {
         assert_eq!(holes.iter().map(|h| (h.from, h.to, h.records)).collect::<Vec<_>>(), [(1, 20, 20), (21, 30, 10)]);
         assert_eq!(holes.uncovered(5, 40), [(31, 40)]);
         assert_eq!(holes.inside(18, 22).iter().map(|h| h.records).collect::<Vec<_>>(), [3, 2]);
-        assert_eq!(holes.take_trailing(30).len(), 2);
-        assert_eq!(holes.iter().count(), 0);
+        assert_eq!(
+            holes.trailing(30, 5).iter().map(|h| (h.from, h.to, h.records)).collect::<Vec<_>>(),
+            [(6, 20, 15), (21, 30, 10)]
+        );
+        assert_eq!(holes.trailing(31, 5), []);
+        holes.remove(10, 25);
+        assert_eq!(holes.iter().map(|h| (h.from, h.to, h.records)).collect::<Vec<_>>(), [(1, 9, 9), (26, 30, 5)]);
     }
 
     #[test]

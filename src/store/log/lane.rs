@@ -46,8 +46,6 @@ pub(crate) struct Free {
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub shared: Arc<ConsumerShared>,
-    /// Its cursor in the ack file, synced.
-    pub durable: Seq,
 }
 
 /// Why the lane writes to memory only.
@@ -86,7 +84,10 @@ pub(crate) struct LaneLog {
     pub bad: Vec<Free>,
     pub next: Seq,
     pub reserved: Seq,
+    /// Nothing up to here waits for a sync, be it on the disk or known to be lost.
     pub durable: Seq,
+    /// The last frame on the disk, synced.
+    pub on_disk: Seq,
     /// Accepted and not synced, oldest first; all of them are in memory, written or not.
     pub unsynced: VecDeque<Record>,
     pub unsynced_bytes: usize,
@@ -100,6 +101,16 @@ pub(crate) struct LaneLog {
     pub read_buffer: Vec<u8>,
     pub places: Vec<super::read::Place>,
     pub thinning: BTreeMap<u32, u32>,
+    /// Segments that end before this number are released, durably.
+    pub floor: Seq,
+    /// What the floor is to be because of an eviction.
+    pub floor_wanted: Seq,
+    /// Files that could not be deleted; they count as allocated and are tried again.
+    pub garbage: Vec<Free>,
+    /// Generation of the next segment.
+    pub generation: u32,
+    /// Holes up to here have their record in the log.
+    pub told: Seq,
     /// When a broken disk may be tried again.
     pub retry_after: u64,
 }
@@ -113,8 +124,9 @@ impl LaneLog {
     /// Bytes of all files of the lane.
     pub fn allocated(&self) -> u64 {
         let segments: u64 = self.sealed.iter().chain(self.active.as_ref().map(|a| &a.segment)).map(|s| s.size).sum();
-        let others: u64 = self.free.iter().chain(&self.bad).map(|f| f.size).sum();
-        segments + others + super::acks::FILE_LEN
+        let others: u64 = self.free.iter().chain(&self.bad).chain(&self.garbage).map(|f| f.size).sum();
+        // Twice, because a broken ack file is replaced by a new one beside it.
+        segments + others + 2 * super::acks::FILE_LEN
     }
 
     /// Whether the active segment has room for a frame of this length.
@@ -191,18 +203,34 @@ impl LaneLog {
     /// Makes a zero-filled file. Without a promise of durability: the first commit in it gives that.
     pub fn create_spare(&mut self) -> io::Result<Free> {
         let path = self.dir.join("now.spare");
-        zero_file(&*self.fs, &path, self.segment_bytes)?;
+        if let Err(error) = zero_file(&*self.fs, &path, self.segment_bytes) {
+            self.delete(Free { path, size: self.segment_bytes });
+            return Err(error);
+        }
+        self.garbage.retain(|g| g.path != path);
         self.counters.other_bytes += self.segment_bytes;
         Ok(Free { path, size: self.segment_bytes })
     }
 
     /// Turns a free file into the active segment, which begins with the number `base`.
     pub fn start_segment(&mut self, free: Free, base: Seq) -> io::Result<()> {
-        let segment = Segment::new(&self.dir, base, free.size);
-        self.fs.rename(&free.path, &segment.path)?;
+        let segment = Segment::new(&self.dir, base, free.size, self.generation);
+        self.generation += 1;
+        if let Err(error) = self.fs.rename(&free.path, &segment.path) {
+            self.delete(free);
+            return Err(error);
+        }
+        self.garbage.retain(|g| g.path != segment.path);
         self.commit.names_changed = true;
-        let file = self.fs.open(&segment.path, Open::ReadWrite)?;
-        file.write_at(&segment::encode_header(self.lane, &segment, false), 0)?;
+        let header = segment::encode_header(self.lane, &segment, false);
+        let begun = self.fs.open(&segment.path, Open::ReadWrite).and_then(|f| f.write_at(&header, 0).map(|()| f));
+        let file = match begun {
+            Ok(file) => file,
+            Err(error) => {
+                self.delete(Free { path: segment.path, size: segment.size });
+                return Err(error);
+            }
+        };
         self.counters.other_bytes += HEADER_LEN;
         self.active = Some(Active { segment, file, seed: frame::seed(self.lane, base), out: Vec::new() });
         Ok(())
@@ -228,18 +256,30 @@ impl LaneLog {
         }
         self.places.clear();
         while let Some(last) = self.sealed.back_mut() {
-            if last.base <= self.durable {
-                last.last = last.last.min(self.durable);
+            if last.base <= self.on_disk {
+                last.last = last.last.min(self.on_disk);
                 break;
             }
-            let path = last.path.clone();
-            // When the name cannot be removed, the file is overwritten or found empty of synced frames later.
-            _ = self.fs.remove(&path);
+            let free = Free { path: last.path.clone(), size: last.size };
             self.sealed.pop_back();
+            self.delete(free);
         }
         if self.failed.is_none() {
             tracing::error!(lane = self.lane.as_str(), %error, "cannot {act}; records are kept in memory and the disk is tried again");
             self.failed = Some(Failure { retry_at: self.retry_after, error: error.to_string() });
+        }
+    }
+
+    /// Notes in the ack file that records are in memory only: should the process be killed now, they are lost, and the
+    /// next start must say so. On a disk that takes nothing at all even that is impossible.
+    pub fn note_failure(&mut self) {
+        if self.failed.is_some() == self.commit.noted_failing {
+            return;
+        }
+        self.commit.acks_dirty = true;
+        let image = self.image(false, self.reservation());
+        if !self.commit.is_saving_acks() && self.acks.write(&image).is_ok() {
+            self.commit.noted_failing = self.failed.is_some();
         }
     }
 
@@ -282,10 +322,12 @@ impl LaneLog {
             .collect();
         Image {
             clean,
+            degraded: self.failed.is_some(),
             incarnation: self.incarnation,
             next: self.next,
             reserved,
-            durable: self.durable,
+            durable: self.on_disk,
+            floor: self.next_floor(),
             consumers,
             holes: self.holes.to_list(),
         }
@@ -318,11 +360,8 @@ impl LaneLog {
     pub fn saved(&mut self, image: &Image) {
         self.reserved = self.reserved.max(image.reserved);
         self.commit.next_at_save = image.next;
-        for saved in &image.consumers {
-            if let Some(consumer) = self.consumers.get_mut(&saved.name) {
-                consumer.durable = consumer.durable.max(saved.cursor);
-            }
-        }
+        self.commit.noted_failing = image.degraded;
+        self.floor = self.floor.max(image.floor);
     }
 
     /// The lowest number that may still be read.
@@ -342,18 +381,15 @@ impl LaneLog {
     }
 }
 
-/// Makes a file of zeros and asks for its write-out.
+/// Makes a file of zeros and asks for its write-out. After a failure a part of it may be left.
 pub(crate) fn zero_file(fs: &dyn FileSystem, path: &std::path::Path, size: u64) -> io::Result<()> {
-    const BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
+    static BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
     let file = fs.open(path, Open::Create)?;
     let mut done = 0;
     while done < size {
         let n = (size - done).min(BLOCK.len() as u64);
-        if let Err(error) = file.write_at(&BLOCK[..n as usize], done) {
-            _ = fs.remove(path);
-            return Err(error);
-        }
+        file.write_at(&BLOCK[..n as usize], done)?;
         done += n;
     }
-    file.write_out().inspect_err(|_| _ = fs.remove(path))
+    file.write_out()
 }

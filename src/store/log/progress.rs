@@ -120,6 +120,8 @@ pub(crate) struct ConsumerShared {
     pub removed: AtomicBool,
     /// A handle is out.
     pub in_use: AtomicBool,
+    /// It holds back a full segment of the critical lane. Only kept for the journal of the state.
+    pub pins_old_segment: AtomicBool,
 }
 
 impl ConsumerShared {
@@ -131,6 +133,7 @@ impl ConsumerShared {
             depth: Mutex::default(),
             removed: AtomicBool::new(false),
             in_use: AtomicBool::new(false),
+            pins_old_segment: AtomicBool::new(false),
         }
     }
 

@@ -42,10 +42,14 @@ impl NoRoom {
 }
 
 impl LaneLog {
-    /// The number up to which every consumer has acknowledged durably; `None` when nobody reads.
-    fn released_until(&self) -> Option<Seq> {
-        self.readers()?;
-        self.consumers.values().map(|c| c.durable).min()
+    /// The first number that anybody still needs, by the acknowledgements of now.
+    pub fn next_floor(&self) -> Seq {
+        let wanted = self.floor.max(self.floor_wanted);
+        let acked = self.consumers.values().map(|c| c.shared.lanes()[self.lane as usize].cursor).min();
+        match (self.readers(), acked) {
+            (Some(()), Some(acked)) => wanted.max(acked + 1),
+            _ => wanted,
+        }
     }
 
     fn readers(&self) -> Option<()> {
@@ -54,8 +58,7 @@ impl LaneLog {
 
     /// Whether saving the acknowledgements now would release a segment.
     fn would_release(&self) -> bool {
-        let acked = self.consumers.values().map(|c| c.shared.lanes()[self.lane as usize].cursor).min();
-        self.readers().is_some() && !self.sealed.is_empty() && acked.is_some_and(|acked| self.sealed_until(0) <= acked)
+        !self.sealed.is_empty() && self.sealed_until(0) < self.next_floor()
     }
 
     /// Takes the oldest segment out: its file is free.
@@ -68,7 +71,7 @@ impl LaneLog {
         } else if self.free.len() < SPARES && free.size == self.segment_bytes {
             self.free.push(free);
         } else {
-            self.delete(&free);
+            self.delete(free);
         }
         let oldest = self.consumers.values().map(|c| c.shared.lanes()[self.lane as usize].cursor + 1).min();
         self.holes.forget_below(oldest.unwrap_or_else(|| self.oldest()));
@@ -78,19 +81,30 @@ impl LaneLog {
         let path = free.path.with_extension("bad");
         match self.fs.rename(&free.path, &path) {
             Ok(()) => self.bad.push(Free { path, ..free }),
-            Err(_) => self.delete(&free),
+            Err(_) => self.delete(free),
         }
         while self.bad.len() > KEEP_BAD {
             let old = self.bad.remove(0);
-            self.delete(&old);
+            self.delete(old);
         }
     }
 
-    fn delete(&mut self, free: &Free) {
-        if let Err(error) = self.fs.remove(&free.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %free.path.display(), %error, "cannot delete a file of the log");
+    /// Deletes a file now, or later when that fails.
+    pub fn delete(&mut self, free: Free) {
+        match self.fs.remove(&free.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %free.path.display(), %error, "cannot delete a file of the log now");
+                self.garbage.retain(|g| g.path != free.path);
+                self.garbage.push(free);
+            }
+            _ => self.garbage.retain(|g| g.path != free.path),
+        }
+    }
+
+    /// Tries again to delete what could not be deleted.
+    pub fn sweep(&mut self) {
+        for free in std::mem::take(&mut self.garbage) {
+            self.delete(free);
         }
     }
 
@@ -98,7 +112,7 @@ impl LaneLog {
     pub fn mean_frame(&self) -> u64 {
         let all = || self.sealed.iter().chain(self.active.as_ref().map(|a| &a.segment));
         let (bytes, records) = all().fold((0, 0), |(b, r), s| (b + s.end, r + s.records));
-        if records == 0 { 0 } else { bytes / records }
+        u64::checked_div(bytes, records).unwrap_or(0)
     }
 
     /// About when `seq` was appended, between the first and the last stamp of its segment.
@@ -140,6 +154,7 @@ impl Engine {
         if let Some(failure) = &self.lanes[i].failed {
             return Err(NoRoom::Disk(io::Error::other(failure.error.clone())));
         }
+        self.lanes.iter_mut().for_each(LaneLog::sweep);
         loop {
             if let Some(free) = self.lanes[i].free.pop() {
                 return self.lanes[i].start_segment(free, base).map_err(NoRoom::Disk);
@@ -169,8 +184,9 @@ impl Engine {
 
     fn delete_spares_of(&mut self, i: usize) -> bool {
         let spares = std::mem::take(&mut self.lanes[i].free);
-        spares.iter().for_each(|free| self.lanes[i].delete(free));
-        !spares.is_empty()
+        let any = !spares.is_empty();
+        spares.into_iter().for_each(|free| self.lanes[i].delete(free));
+        any
     }
 
     /// The lane that loses its oldest segment for lane `i`.
@@ -211,17 +227,17 @@ impl Engine {
             );
             lane.lose(hole);
         }
+        lane.floor_wanted = to + 1;
         lane.save_acks(false, SyncPoint::Acknowledgement)?;
-        lane.retire_front();
+        self.release(i);
         Ok(())
     }
 
     /// Frees what every consumer has acknowledged. Says whether there was anything.
     pub(super) fn release(&mut self, i: usize) -> bool {
         let lane = &mut self.lanes[i];
-        let Some(until) = lane.released_until() else { return false };
         let mut any = false;
-        while !lane.sealed.is_empty() && lane.sealed_until(0) <= until {
+        while !lane.sealed.is_empty() && lane.sealed_until(0) < lane.floor {
             lane.retire_front();
             any = true;
         }
@@ -246,7 +262,8 @@ impl Engine {
         let (keep, drop): (Vec<Free>, Vec<Free>) =
             std::mem::take(&mut lane.free).into_iter().partition(|f| f.size == lane.segment_bytes);
         lane.free = keep;
-        drop.iter().for_each(|free| lane.delete(free));
+        drop.into_iter().for_each(|free| lane.delete(free));
+        lane.sweep();
     }
 
     /// After the quota was made smaller: spares, damaged segments and then the oldest records go.
@@ -254,7 +271,7 @@ impl Engine {
         while self.allocated() > self.config.quota_bytes {
             let spare = self.lanes.iter_mut().find_map(|l| l.bad.pop().or_else(|| l.free.pop()).map(|f| (l, f)));
             if let Some((lane, free)) = spare {
-                lane.delete(&free);
+                lane.delete(free);
             } else if let Some(victim) = [1, 0].into_iter().find(|&i| !self.lanes[i].sealed.is_empty()) {
                 if self.evict(victim, GapReason::QuotaBytes).is_err() {
                     return;
@@ -291,6 +308,7 @@ impl Engine {
     /// Deletes the reserve, so that the disk has room for one segment. Says whether there was one.
     fn give_up_reserve(&mut self) -> bool {
         let Some(reserve) = self.reserve.take() else { return false };
+        self.reserve_retry_at = 0;
         tracing::error!("the disk is full; the reserve of the log is released, free some space");
         self.fs.remove(&reserve.path).is_ok()
     }
@@ -301,7 +319,7 @@ impl Engine {
             let lane = &self.lanes[i];
             let half_full = lane.active.as_ref().is_some_and(|a| a.segment.end > a.segment.size / 2);
             if half_full && lane.free.is_empty() && !lane.is_preparing() && lane.failed.is_none() && self.may_grow(i) {
-                return self.lanes[i].spare_job();
+                return self.lanes[i].spare_job(now);
             }
         }
         let healthy = self.lanes.iter().all(|l| l.failed.is_none());
@@ -315,8 +333,9 @@ impl Engine {
 
     pub(super) fn finish_reserve(&mut self, job: Job, now: u64) {
         match job.into_reserve() {
-            Ok((path, size)) => self.reserve = Some(Free { path, size }),
-            Err(error) => {
+            Ok(reserve) => self.reserve = Some(reserve),
+            Err((partial, error)) => {
+                self.lanes[Lane::Bulk as usize].delete(partial);
                 tracing::debug!(%error, "no room for the reserve yet");
                 self.reserve_retry_at = now + RESERVE_RETRY_NS;
             }

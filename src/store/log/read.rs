@@ -15,7 +15,7 @@ const PLACES: usize = 8;
 /// Most payload bytes handed out at once.
 const MAX_BYTES: usize = 256 * 1024;
 /// How often an unreadable place is tried before it counts as lost.
-const TRIES: u32 = 3;
+const TRIES: u32 = 100;
 
 /// Where a reader stopped in a segment.
 #[derive(Debug, Clone, Copy)]

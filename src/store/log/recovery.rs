@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::acks::{AckFile, Image};
+use super::acks::{self, AckFile, Image};
 use super::commit;
 use super::holes::{Hole, Holes};
 use super::lane::{Counters, EMERGENCY, Free, LaneLog, first_seq};
@@ -30,10 +30,18 @@ pub(crate) struct Survey {
     pub damaged: Vec<(Seq, Seq)>,
     /// Something else than zeros follows the last frame.
     pub dirty_tail: bool,
+    /// Where the first frame begins that may not have been synced.
+    pub unsure_from: Option<u64>,
 }
 
 /// Reads a whole segment and completes what is known of it.
-pub(crate) fn survey(file: Arc<dyn File>, lane: Lane, segment: &mut Segment, limit: u64) -> io::Result<Survey> {
+pub(crate) fn survey(
+    file: Arc<dyn File>,
+    lane: Lane,
+    segment: &mut Segment,
+    limit: u64,
+    durable: Seq,
+) -> io::Result<Survey> {
     let mut survey = Survey::default();
     let mut scanner = Scanner::new(file, lane, segment.base, HEADER_LEN, limit, Vec::new());
     (segment.last, segment.records, segment.end) = (segment.base - 1, 0, HEADER_LEN);
@@ -52,6 +60,9 @@ pub(crate) fn survey(file: Arc<dyn File>, lane: Lane, segment: &mut Segment, lim
                     segment.note(frame.seq, frame.ts_ms, frame.len);
                     segment.records -= u64::from(is_gap);
                 }
+                if frame.seq > durable {
+                    survey.unsure_from.get_or_insert(at);
+                }
                 segment.end = at + frame.len as u64;
             }
             Found::Damage => segment.damaged = true,
@@ -69,6 +80,7 @@ struct Files {
     segments: Vec<(Seq, u64)>,
     spares: Vec<Free>,
     bad: Vec<Free>,
+    leftovers: Vec<Free>,
 }
 
 fn sort_out(dir: &Path, entries: Vec<Entry>) -> Files {
@@ -79,6 +91,8 @@ fn sort_out(dir: &Path, entries: Vec<Entry>) -> Files {
             files.segments.push((base, len));
         } else if name.ends_with(".spare") {
             files.spares.push(free());
+        } else if name == acks::NEW_NAME {
+            files.leftovers.push(free());
         } else if name.ends_with(".bad") {
             files.bad.push(free());
         }
@@ -114,10 +128,12 @@ impl Opening<'_> {
         }
         let (acks, saved) = found.map_or((None, Image::default()), |(file, image)| (Some(file), image));
         let mut holes = Holes::from_list(saved.holes.clone());
-        let (mut sealed, tail) = self.segments(&files, &saved, &mut holes);
+        let (mut sealed, tail, mut garbage) = self.segments(&files, &saved, &mut holes);
+        garbage.extend(files.leftovers);
         if !saved.clean && !sealed.is_empty() {
             self.fs.sync_dir(&self.dir, SyncPoint::SegmentDirectory)?;
         }
+        let generation = sealed.iter().map(|s| s.generation).max().unwrap_or(0) + 1;
         let found_last = sealed.back().map_or(0, |s| s.last);
         let next = self.continue_at(&saved, found_last, acks_lost, sealed.is_empty(), &mut holes);
         let resumed = self.resume(&mut sealed, tail, next);
@@ -145,6 +161,7 @@ impl Opening<'_> {
             next,
             reserved: 0,
             durable: next - 1,
+            on_disk: found_last,
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
             holes,
@@ -158,6 +175,11 @@ impl Opening<'_> {
             places: Vec::new(),
             thinning: BTreeMap::new(),
             retry_after: 0,
+            floor: saved.floor,
+            floor_wanted: 0,
+            garbage,
+            told: found_last,
+            generation,
         };
         if let Some((segment, file)) = resumed {
             lane.resume_segment(segment, file);
@@ -165,38 +187,76 @@ impl Opening<'_> {
         Ok(Opened { lane, saved, acks_lost })
     }
 
-    /// Looks at every segment; reads through those that may have an end or damage that nobody noted.
-    fn segments(&self, files: &Files, saved: &Image, holes: &mut Holes) -> (VecDeque<Segment>, Survey) {
-        let mut sealed = VecDeque::with_capacity(files.segments.len());
-        let mut tail = Survey::default();
+    /// Looks at every segment; reads through those that may have an end or damage that nobody noted. What is released,
+    /// empty, or repeated in another segment comes back as garbage.
+    fn segments(&self, files: &Files, saved: &Image, holes: &mut Holes) -> (VecDeque<Segment>, Survey, Vec<Free>) {
+        let mut found: Vec<(Segment, Survey)> = Vec::with_capacity(files.segments.len());
+        let mut garbage = Vec::new();
         for (index, &(base, len)) in files.segments.iter().enumerate() {
             let next_base = files.segments.get(index + 1).map(|&(base, _)| base);
-            let mut segment = Segment::new(&self.dir, base, len);
+            let mut segment = Segment::new(&self.dir, base, len, 0);
             let survey = match self.inspect(&mut segment, next_base, saved) {
                 Ok(Some(survey)) => survey,
                 Ok(None) => continue,
                 Err(error) => {
                     tracing::error!(segment = %segment.path.display(), %error, "a segment cannot be read; its records are reported as a gap");
                     segment.damaged = true;
-                    segment.last = next_base.map_or(base - 1, |next| next - 1);
+                    segment.last = next_base.map_or(base, |next| next - 1);
                     Survey::default()
                 }
             };
-            let missing = survey.damaged.iter().copied().chain(next_base.map(|next| (segment.last + 1, next - 1)));
-            for (from, to) in missing.filter(|(from, to)| from <= to) {
-                self.note_missing(holes, saved, &segment, from, to);
+            if segment.last < base || segment.last < saved.floor {
+                garbage.push(Free { path: segment.path, size: len });
+                continue;
             }
-            tail = survey;
-            sealed.push_back(segment);
+            // One of two that overlap was given up after a failure; its records were written again in the later one.
+            while let Some((before, _)) = found.last_mut().filter(|(before, _)| before.last >= base) {
+                if before.generation > segment.generation {
+                    break;
+                }
+                before.last = base - 1;
+                if before.last >= before.base {
+                    break;
+                }
+                garbage.extend(found.pop().map(|(s, _)| Free { path: s.path, size: s.size }));
+            }
+            if found.last().is_some_and(|(before, _)| before.last >= base) {
+                garbage.push(Free { path: segment.path, size: len });
+            } else {
+                found.push((segment, survey));
+            }
         }
-        (sealed, tail)
+        if let Some((first, _)) = found.first().filter(|(first, _)| first.base > saved.floor.max(1)) {
+            self.note_missing(holes, saved, first, saved.floor.max(1), first.base - 1);
+        }
+        for index in 0..found.len() {
+            let (segment, survey) = &found[index];
+            let next_base = found.get(index + 1).map(|(next, _)| next.base);
+            // Behind a cut the next segment tells what there is.
+            let damaged = survey.damaged.iter().map(|&(from, to)| (from, to.min(segment.last)));
+            let missing = damaged.chain(next_base.map(|next| (segment.last + 1, next - 1)));
+            for (from, to) in missing.filter(|(from, to)| from <= to) {
+                self.note_missing(holes, saved, segment, from, to);
+            }
+        }
+        let mut tail = Survey::default();
+        let keep = |(segment, survey)| {
+            tail = survey;
+            segment
+        };
+        (found.into_iter().map(keep).collect(), tail, garbage)
     }
 
+    /// What a segment holds: its own word for it when that can be trusted, else by reading it.
     fn inspect(&self, segment: &mut Segment, next_base: Option<Seq>, saved: &Image) -> io::Result<Option<Survey>> {
         let file = self.fs.open(&segment.path, Open::Read)?;
         let mut header = [0; HEADER_LEN as usize];
         let n = file.read_at(&mut header, 0)?;
-        match segment::decode_header(self.lane, segment.base, &header[..n]) {
+        let decoded = segment::decode_header(self.lane, segment.base, &header[..n]);
+        if matches!(decoded, Header::Open | Header::Sealed { .. }) {
+            segment.generation = segment::generation_of(&header);
+        }
+        match decoded {
             Header::Newer(version) => {
                 tracing::error!(segment = %segment.path.display(), version, "a newer version of fieldgate wrote this segment; it is set aside as .newer");
                 self.fs.rename(&segment.path, &segment.path.with_extension("newer"))?;
@@ -212,15 +272,30 @@ impl Opening<'_> {
             }
             Header::Open => {}
             Header::Damaged => {
-                tracing::warn!(segment = %segment.path.display(), "the header of this segment is damaged; its frames are read one by one")
+                tracing::warn!(segment = %segment.path.display(), "the header of this segment is damaged; its frames are read one by one");
             }
         }
-        let survey = survey(file.clone(), self.lane, segment, segment.size)?;
-        if !saved.clean {
-            // Written before the process was killed, and perhaps not synced.
-            file.sync(SyncPoint::Recovery)?;
+        let survey = survey(file, self.lane, segment, segment.size, saved.durable)?;
+        let right = segment::encode_header(self.lane, segment, next_base.is_some());
+        let mend = survey.unsure_from.is_some() || header != right;
+        if mend && let Err(error) = self.write_back(segment, &right, survey.unsure_from) {
+            tracing::error!(segment = %segment.path.display(), %error, "records found after an unclean stop cannot be synced; a power cut would lose them");
         }
         Ok(Some(survey))
+    }
+
+    /// Makes the header say what was found, and writes frames that the last process had perhaps not synced again before
+    /// anybody relies on them. A sync alone is not enough: when an earlier one failed, the page cache shows frames that
+    /// are not on the disk and that the kernel believes to be clean.
+    fn write_back(&self, segment: &Segment, header: &[u8], from: Option<u64>) -> io::Result<()> {
+        let file = self.fs.open(&segment.path, Open::ReadWrite)?;
+        if let Some(from) = from {
+            let mut bytes = vec![0; (segment.end - from) as usize];
+            file.read_at(&mut bytes, from)?;
+            file.write_at(&bytes, from)?;
+        }
+        file.write_at(header, 0)?;
+        file.sync(SyncPoint::Recovery)
     }
 
     /// Numbers that are not where they should be. Those that were synced are damage; the others went with the power.
@@ -267,7 +342,7 @@ impl Opening<'_> {
             // A process that was killed left everything accepted in the page cache. Numbers that it had given out and
             // not written yet may have been seen by consumers, so they are not used again.
             let hole = Hole::new(from, last_issued, GapReason::UnsyncedAtPowerLoss);
-            let killed = saved.incarnation == self.incarnation;
+            let killed = saved.incarnation == self.incarnation && !saved.degraded;
             let added = holes.add(if killed { Hole { records: 0, ..hole } } else { hole });
             if added > 0 {
                 tracing::error!(

@@ -29,13 +29,27 @@ pub(crate) struct Segment {
     pub last_ms: i64,
     /// Frames in it were found damaged.
     pub damaged: bool,
+    /// Grows with every segment of the lane. Where two hold the same numbers, the later one is right: it was written
+    /// after a failure of the other.
+    pub generation: u32,
 }
 
 impl Segment {
     /// An empty one.
-    pub fn new(dir: &Path, base: Seq, size: u64) -> Self {
+    pub fn new(dir: &Path, base: Seq, size: u64, generation: u32) -> Self {
         let path = dir.join(file_name(base));
-        Self { base, path, size, end: HEADER_LEN, last: base - 1, records: 0, first_ms: 0, last_ms: 0, damaged: false }
+        Self {
+            base,
+            path,
+            size,
+            end: HEADER_LEN,
+            last: base - 1,
+            records: 0,
+            first_ms: 0,
+            last_ms: 0,
+            damaged: false,
+            generation,
+        }
     }
 
     /// Notes a frame that was added behind the others.
@@ -89,9 +103,15 @@ pub(crate) fn encode_header(lane: Lane, segment: &Segment, sealed: bool) -> [u8;
         out[40..48].copy_from_slice(&segment.last_ms.to_le_bytes());
         out[48..56].copy_from_slice(&segment.end.to_le_bytes());
     }
+    out[56..60].copy_from_slice(&segment.generation.to_le_bytes());
     let sum = crc32c::crc32c(&out[..60]);
     out[60..].copy_from_slice(&sum.to_le_bytes());
     out
+}
+
+/// The generation in an intact header.
+pub(crate) fn generation_of(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes[56..60].try_into().expect("the header has 64 bytes"))
 }
 
 /// Reads the header of the segment that should begin with `base`.
@@ -128,11 +148,12 @@ mod tests {
 
     #[test]
     fn headers_round_trip_and_damage_is_seen() {
-        let mut segment = Segment::new(Path::new("/b"), 12, 4096);
+        let mut segment = Segment::new(Path::new("/b"), 12, 4096, 7);
         segment.note(12, 100, 50);
         segment.note(14, 101, 50);
         let open = encode_header(Lane::Bulk, &segment, false);
         assert_eq!(decode_header(Lane::Bulk, 12, &open), Header::Open);
+        assert_eq!(generation_of(&open), 7);
         let mut sealed = encode_header(Lane::Bulk, &segment, true);
         assert_eq!(
             decode_header(Lane::Bulk, 12, &sealed),

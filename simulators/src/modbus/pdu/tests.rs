@@ -53,6 +53,8 @@ fn registers_are_written_masked_and_read() {
     answer(&[6, 0, 4, 0, 0x12], &mut plain);
     answer(&[22, 0, 4, 0, 0xf2, 0, 0x25], &mut plain);
     assert_eq!(answer(&[3, 0, 4, 0, 1], &mut plain), [3, 2, 0, 0x17]);
+    assert_eq!(answer(&[8, 0, 0, 0xa5, 0x37], &mut plain), [8, 0, 0, 0xa5, 0x37]);
+    assert_eq!(answer(&[8, 0, 1, 0, 0], &mut plain), [0x88, 1]);
     let both = [23, 0, 1, 0, 2, 0, 2, 0, 1, 2, 0xab, 0xcd];
     assert_eq!(answer(&both, &mut plain), [23, 4, 0, 10, 0xab, 0xcd]);
 }

@@ -1,0 +1,167 @@
+//! Damage to files of a stopped log: all of it is found, it costs what was damaged and no more, and it never prevents a
+//! start.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::*;
+use crate::store::Start;
+use crate::store::fs::FileSystem;
+use crate::store::fs::sim::Fault;
+
+/// A log with 60 records in the bulk lane and a consumer that acknowledged none, closed cleanly.
+fn stopped() -> (SimFs, Config, Vec<(Seq, u64)>) {
+    let (fs, config) = (SimFs::new(3), config(40));
+    let mut engine = open(&fs, &config);
+    engine.register("a", Start::Oldest).unwrap();
+    let all = (1..=60).map(|name| (engine.append(record(Lane::Bulk, name, 100), 0).unwrap(), name)).collect();
+    engine.append(record(Lane::Critical, 1, 20), 0).unwrap();
+    engine.close(1).unwrap();
+    fs.kill();
+    (fs, config, all)
+}
+
+/// Opens and reads; returns what is lost, after checking that exactly that is reported.
+fn reopen(fs: &SimFs, config: &Config, all: &[(Seq, u64)], what: &str) -> Vec<Seq> {
+    let mut engine = open(fs, config);
+    let consumer = engine.register("a", Start::Oldest).unwrap();
+    let (records, gaps) = drain(&mut engine, &consumer, Lane::Bulk).unwrap();
+    assert!(records.iter().all(|one| all.contains(one)), "{what}: only what was appended");
+    let got: BTreeSet<Seq> = records.iter().map(|r| r.0).collect();
+    let lost: Vec<Seq> = all.iter().map(|a| a.0).filter(|seq| !got.contains(seq)).collect();
+    let told: Vec<Seq> = gaps.iter().flat_map(|g| g.from_seq..=g.to_seq).collect();
+    assert_eq!(told, lost, "{what}: what is reported is what is lost");
+    assert_eq!(gaps.iter().map(|g| g.records).sum::<u64>(), lost.len() as u64, "{what}");
+    // And it goes on.
+    let next = engine.append(record(Lane::Bulk, 61, 100), 0).unwrap();
+    assert!(next > all.last().unwrap().0, "{what}: {next} is not used again");
+    engine.close(2).unwrap();
+    lost
+}
+
+fn segments(fs: &SimFs) -> Vec<(PathBuf, u64)> {
+    let bulk = |path: &PathBuf| path.to_string_lossy().contains("bulk") && path.extension().is_some_and(|e| e == "seg");
+    fs.files().into_iter().filter(|(path, _)| bulk(path)).collect()
+}
+
+#[test]
+fn a_flipped_bit_costs_one_record_at_most() {
+    let (_, _, all) = stopped();
+    let files = segments(&stopped().0);
+    assert!(files.len() >= 4, "{files:?}");
+    for (path, len) in files {
+        for at in (0..len).step_by(7) {
+            let (fs, config, _) = stopped();
+            fs.tamper(&path, |bytes| bytes[at as usize] ^= 1 << (at % 8));
+            let lost = reopen(&fs, &config, &all, &format!("{} byte {at}", path.display()));
+            assert!(lost.len() <= 1, "byte {at} of {}: {lost:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn truncation_at_every_length_costs_what_was_cut() {
+    let (_, _, all) = stopped();
+    for (path, len) in segments(&stopped().0) {
+        for keep in (0..len).rev().step_by(11) {
+            let (fs, config, _) = stopped();
+            fs.tamper(&path, |bytes| bytes.truncate(keep as usize));
+            let lost = reopen(&fs, &config, &all, &format!("{} cut to {keep}", path.display()));
+            let frames = len.saturating_sub(keep).div_ceil(136) as usize;
+            assert!(lost.len() <= frames + 1, "cut to {keep}: {lost:?}");
+        }
+    }
+}
+
+#[test]
+fn any_one_file_may_vanish() {
+    let (fs, _, all) = stopped();
+    for (path, _) in fs.files() {
+        let (fs, config, _) = stopped();
+        fs.remove(&path).unwrap();
+        let lost = reopen(&fs, &config, &all, &path.display().to_string());
+        let in_bulk = segments(&stopped().0).iter().any(|(p, _)| *p == path);
+        assert_eq!(lost.is_empty(), !in_bulk, "{}: {lost:?}", path.display());
+        assert!(lost.len() <= SEGMENT as usize / 136, "{}: at most one segment, not {lost:?}", path.display());
+    }
+}
+
+#[test]
+fn random_bytes_in_any_file_never_prevent_a_start() {
+    let (fs, _, all) = stopped();
+    for (path, len) in fs.files() {
+        for round in 0..8u64 {
+            let (fs, config, _) = stopped();
+            let mut random = round.wrapping_mul(0x9E37_79B9) + 1;
+            fs.tamper(&path, |bytes| {
+                for byte in bytes.iter_mut().skip((round * len / 16) as usize) {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    *byte = (random >> 56) as u8;
+                }
+            });
+            reopen(&fs, &config, &all, &format!("{} round {round}", path.display()));
+        }
+    }
+}
+
+#[test]
+fn when_the_nth_operation_fails_nothing_accepted_is_lost() {
+    for fault in [Fault::Once, Fault::From] {
+        for n in 1..120 {
+            let (fs, config) = (SimFs::new(n), config(40));
+            let mut engine = open(&fs, &config);
+            let consumer = engine.register("a", Start::Oldest).unwrap();
+            fs.fail(n, fault);
+            let mut all = Vec::new();
+            for name in 1..=30 {
+                if let Ok(seq) = engine.append(record(Lane::Bulk, name, 100), name * 1_000_000) {
+                    all.push((seq, name));
+                }
+                engine.flush();
+                run_jobs(&mut engine, &fs, name * 20_000_000);
+            }
+            fs.heal();
+            for second in 1..6 {
+                run_jobs(&mut engine, &fs, second * 1_000_000_000);
+            }
+            assert_eq!(engine.durable(Lane::Bulk), engine.last(Lane::Bulk), "writes again 5 s after the fault {n}");
+            let (records, gaps) = drain(&mut engine, &consumer, Lane::Bulk).unwrap();
+            assert!(gaps.is_empty() && records == all, "{n} {fault:?}: {gaps:?}");
+            drop((engine, consumer));
+            fs.power_cut();
+            let mut engine = open(&fs, &config);
+            let consumer = engine.register("a", Start::Oldest).unwrap();
+            let (records, _) = drain(&mut engine, &consumer, Lane::Bulk).unwrap();
+            assert_eq!(records, all, "{n} {fault:?}");
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
+    let (fs, config) = (SimFs::new(5), config(40));
+    let mut engine = open(&fs, &config);
+    let consumer = engine.register("a", Start::Oldest).unwrap();
+    engine.append(record(Lane::Bulk, 1, 100), 0).unwrap();
+    engine.flush();
+    run_jobs(&mut engine, &fs, 1_000_000_000);
+    fs.set_capacity(fs.used().0);
+    let mut all = vec![(1, 1)];
+    for name in 2..=200 {
+        all.push((engine.append(record(Lane::Bulk, name, 100), name * 1_000_000).unwrap(), name));
+        engine.flush();
+        run_jobs(&mut engine, &fs, 1_000_000_000 + name * 1_000_000);
+    }
+    let stats = engine.stats();
+    assert!(stats.bulk.failing.is_some() && !stats.reserve, "the reserve is used up, then memory: {stats:?}");
+    assert!(stats.bulk.lost["disk-failure"] > 0);
+    fs.heal();
+    run_jobs(&mut engine, &fs, 5_000_000_000);
+    assert_eq!(engine.stats().bulk.failing, None);
+    let (records, gaps) = drain(&mut engine, &consumer, Lane::Bulk).unwrap();
+    let lost: u64 = gaps.iter().map(|g| g.records).sum();
+    assert_eq!(records.len() as u64 + lost, 200, "{gaps:?}");
+    assert_eq!(lost, engine.stats().bulk.lost["disk-failure"]);
+    run_jobs(&mut engine, &fs, 20_000_000_000);
+    assert!(engine.stats().reserve, "the reserve is made again");
+}
