@@ -32,8 +32,10 @@ use crate::config::{self, Loaded};
 use crate::platform::notify;
 use crate::telemetry::{Telemetry, TelemetryError};
 
-/// A stop takes at most this long.
-pub const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// A stop of the gateway takes at most this long; with [`EXPORT_LIMIT`] behind it, it stays within five seconds.
+pub const STOP_LIMIT: Duration = Duration::from_millis(4_000);
+/// What is pending for a collector is sent at the end for at most this long.
+pub const EXPORT_LIMIT: Duration = Duration::from_millis(800);
 
 /// Why a run ended other than by a signal.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +69,7 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     if let Err(error) = &outcome {
         tracing::error!(%error, "the gateway ends");
     }
-    telemetry.shutdown();
+    telemetry.shutdown(EXPORT_LIMIT);
     outcome
 }
 

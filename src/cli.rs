@@ -143,11 +143,11 @@ impl Cli {
 }
 
 fn data_dir(config: &std::path::Path) -> Result<PathBuf, CliError> {
-    Ok(crate::config::load(config)?.gateway.identity.data_dir)
+    Ok(crate::config::find_data_dir(config)?)
 }
 
 /// Runs a short client command on a runtime of its own.
-fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+pub(crate) fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| CliError::Other(format!("start: {e}")))?.block_on(task)
 }

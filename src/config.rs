@@ -92,6 +92,23 @@ pub fn load(dir_or_file: &Path) -> Result<Loaded, Problems> {
     load_with(dir_or_file, &|name| std::env::var(name).ok())
 }
 
+/// The gateway's data directory, also when the configuration is refused: who looks at a running gateway, whose
+/// configuration in force is an older one, needs no more.
+///
+/// # Errors
+/// As [`load`], when not even that can be told.
+pub fn find_data_dir(dir_or_file: &Path) -> Result<PathBuf, Problems> {
+    let problems = match load(dir_or_file) {
+        Ok(loaded) => return Ok(loaded.gateway.identity.data_dir),
+        Err(problems) => problems,
+    };
+    let main_file = if dir_or_file.is_dir() { dir_or_file.join(MAIN_FILE) } else { dir_or_file.to_owned() };
+    let text = std::fs::read_to_string(&main_file).ok();
+    let Some(main) = text.and_then(|text| text.parse::<toml::Table>().ok()) else { return Err(problems) };
+    let named = main.get("gateway").and_then(|gateway| gateway.get("data_dir")).and_then(toml::Value::as_str);
+    Ok(main_file.parent().unwrap_or(Path::new("")).join(named.unwrap_or("data")))
+}
+
 /// [`load`] with another source of environment variables.
 ///
 /// # Errors

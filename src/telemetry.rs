@@ -134,11 +134,13 @@ impl Telemetry {
         let _ = source;
     }
 
-    /// Sends what is pending, for at most two seconds.
-    pub fn shutdown(self) {
+    /// Sends what is pending, for at most `limit`.
+    pub fn shutdown(self, limit: Duration) {
         #[cfg(feature = "otlp")]
         if let Some(providers) = self.otlp {
-            providers.shutdown();
+            providers.shutdown(limit);
         }
+        #[cfg(not(feature = "otlp"))]
+        let _ = limit;
     }
 }

@@ -23,8 +23,7 @@ const WINDOW: usize = 200;
 fn nothing_is_lost_or_reordered_by_kills_at_random_moments() {
     let (kills, dice) = (times("FIELDGATE_KILLS", 8), Dice::new());
     let (folder, plant) = (temp_dir(), CountingPlant::start());
-    let broker =
-        Mosquitto::with_config("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\nlog_type none\n");
+    let broker = Mosquitto::with_config("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n");
     let collector = Collector::start(broker.port());
     let mut setup = Setup::new(folder.path(), &plant, broker.port());
     setup.uplinks = &[("ordered", true), ("live", false)];
@@ -46,8 +45,9 @@ fn nothing_is_lost_or_reordered_by_kills_at_random_moments() {
             first_value.push(ago(began, arrival.at));
             run_for(dice.millis(0, 1_500));
         }
-        killed_at.push(Instant::now());
         gateway.kill();
+        // Only now is it certain that nobody asks the plant any more.
+        killed_at.push(Instant::now());
     }
     // One more start: what is left drains. Then the devices rest, and the stop is orderly.
     let last = setup.start();
@@ -91,7 +91,13 @@ fn check(root: &str, account: &Account, answered: &BTreeMap<u8, Vec<Instant>>, k
         lost.len(),
         missing.len() - lost.len(),
     );
-    assert!(lost.is_empty(), "{root}: lost {lost:?}");
+    let context = |at: &Instant| {
+        let next = killed_at.iter().find(|kill| *kill >= at).map(|kill| ago(*at, *kill));
+        let last = killed_at.iter().rfind(|kill| *kill < at).map(|kill| ago(*kill, *at));
+        format!("{last:?} after a kill, {next:?} before the next")
+    };
+    let lost: Vec<_> = lost.iter().map(|(d, n, at)| format!("device {d} number {n}, {}", context(at))).collect();
+    assert!(lost.is_empty(), "{root}: lost {lost:#?}");
     assert!(account.gaps.is_empty(), "{root}: a kill is no power cut, but gaps were reported: {:?}", account.gaps);
     assert_eq!(account.contradictions(), Vec::<String>::new(), "{root}");
     assert!(most <= WINDOW, "{root}: {most} duplicates after one kill");

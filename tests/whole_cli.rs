@@ -208,6 +208,8 @@ fn a_reload_disturbs_only_what_changed_and_a_bad_one_nothing() {
         body(&message.payload)["problems"].to_string().contains("devices/changed.toml")
     });
     assert!(body(&told.payload)["problems"].to_string().contains("tiemout"), "{}", body(&told.payload));
+    // Who looks at the gateway sees it all the same, though the files on disk are not in order.
+    assert_eq!(site.json(&["devices", "--json"]).as_array().map(Vec::len), Some(3));
     let (kept_count, changed_count) = (count("kept"), count("changed"));
     eventually("both devices going on", SOON, || {
         (count("kept") > kept_count + 5 && count("changed") > changed_count + 5).then_some(())

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::events::EventLog;
 use super::ingest::device_hash;
@@ -72,7 +73,9 @@ impl DeviceWriter for ScaledWriter {
         let refused = |message: String| WriteFailure { code: "refused".to_owned(), message, may_have_happened: false };
         let (index, scaling) = self.scalings.find(device, point).map_err(refused)?;
         let raw = scaling.unscale(index, &value).map_err(|e| refused(e.to_string()))?;
-        match self.southbound.write(device, index, raw).await {
+        // With the point and the device, so that a collector's traces show what took how long.
+        let span = tracing::info_span!("write", %device, %point);
+        match self.southbound.write(device, index, raw).instrument(span).await {
             Ok(done) => Ok(done.read_back.and_then(|raw| scaling.rescale(index, raw))),
             Err(error) => Err(WriteFailure {
                 code: error.code().to_owned(),

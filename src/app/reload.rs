@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::commands::Scalings;
 use super::devices::DeviceDesk;
@@ -118,7 +119,7 @@ pub async fn run(
             },
         };
         notify::reloading();
-        let outcome = reloader.reload().await;
+        let outcome = reloader.reload().instrument(tracing::info_span!("reload")).await;
         notify::ready("running");
         watcher.watch(reloader.in_force.lock().await.loaded.files.clone());
         if let Some(answer) = answer {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, interval};
 
 use super::CliError;
 use super::live::{devices_table, points_table};
-use crate::app::{self, Gateway, STOP_LIMIT};
+use crate::app::{self, EXPORT_LIMIT, Gateway, STOP_LIMIT};
 use crate::config;
 use crate::telemetry::Telemetry;
 
@@ -51,7 +51,7 @@ async fn serve(args: DemoArgs) -> Result<(), CliError> {
     let gateway = Gateway::start(&args.directory, loaded, &telemetry).await.map_err(app::RunError::from)?;
     let shown = show(gateway, &args, port, &id).await;
     plant.stop().await;
-    telemetry.shutdown();
+    telemetry.shutdown(EXPORT_LIMIT);
     shown
 }
 

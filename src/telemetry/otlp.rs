@@ -126,22 +126,22 @@ impl Providers {
         }
     }
 
-    pub(super) fn shutdown(self) {
-        let limit = Duration::from_secs(2);
-        if let Some(metrics) = self.metrics {
-            let _ = metrics.shutdown_with_timeout(limit);
-        }
-        if let Some(traces) = self.traces {
-            let _ = traces.shutdown_with_timeout(limit);
-        }
-        if let Some(logs) = self.logs {
-            let _ = logs.shutdown_with_timeout(limit);
-        }
+    /// Sends what is pending; all three at once, so that a collector that hangs costs `limit` and not three times that.
+    pub(super) fn shutdown(self, limit: Duration) {
+        std::thread::scope(|scope| {
+            // A collector that is away is no reason to complain at the end.
+            scope.spawn(|| self.metrics.as_ref().map(|metrics| metrics.shutdown_with_timeout(limit)));
+            scope.spawn(|| self.traces.as_ref().map(|traces| traces.shutdown_with_timeout(limit)));
+            scope.spawn(|| self.logs.as_ref().map(|logs| logs.shutdown_with_timeout(limit)));
+        });
     }
 }
 
 /// The blocking client must be built outside an async context, hence on a thread of its own.
 fn http_client(config: &OtlpConfig) -> Result<reqwest::blocking::Client, String> {
+    // The client needs it even for `http`, and telemetry starts before everything else that uses TLS. A second call
+    // changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder =
         reqwest::blocking::Client::builder().timeout(config.timeout).redirect(reqwest::redirect::Policy::none());
     if let Some(path) = &config.ca {

@@ -101,6 +101,11 @@ impl Child {
         rustix::process::kill_process(self.pid(), signal).unwrap_or_else(|e| panic!("signal {}: {e}", self.name));
     }
 
+    /// Sends a signal to the process and everything that it started.
+    pub fn signal_group(&self, signal: Signal) {
+        rustix::process::kill_process_group(self.pid(), signal).unwrap_or_else(|e| panic!("signal {}: {e}", self.name));
+    }
+
     /// Asks it to stop and waits.
     pub fn terminate(mut self, limit: Duration) -> ExitStatus {
         self.signal(Signal::TERM);

@@ -8,6 +8,7 @@
 mod account;
 mod disk;
 mod gateway;
+pub mod library;
 mod plant;
 
 use std::sync::atomic::{AtomicU64, Ordering};

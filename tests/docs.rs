@@ -1,0 +1,35 @@
+//! The documentation says what is true: every instrument is in `docs/operations.md`, every link in the README leads
+//! somewhere.
+
+use std::path::Path;
+
+fn read(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn every_instrument_is_documented_with_its_unit() {
+    let text = read("docs/operations.md");
+    for instrument in fieldgate::telemetry::CATALOGUE {
+        let row = text.lines().find(|line| line.contains(&format!("`{}`", instrument.name)));
+        let row = row.unwrap_or_else(|| panic!("{} is missing in docs/operations.md", instrument.name));
+        assert!(row.contains(&format!("`{}`", instrument.unit)), "{row}");
+        assert!(row.contains(instrument.description), "{row}");
+    }
+}
+
+#[test]
+fn links_of_the_readme_lead_somewhere() {
+    let text = read("README.md");
+    let mut links = 0;
+    for part in text.split("](").skip(1) {
+        let target = part.split(')').next().unwrap_or_default();
+        if target.starts_with("http") || target.starts_with('#') {
+            continue;
+        }
+        links += 1;
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(), "README links to {target}, which is not there");
+    }
+    assert!(links >= 5, "the README links to its documentation");
+}
