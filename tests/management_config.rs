@@ -1,5 +1,7 @@
 //! Configuration desired and reported: proven or rolled back, with a history, the same for the gateway itself.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod management_support;
 
 use std::time::Duration;
