@@ -4,8 +4,12 @@ use std::path::PathBuf;
 
 use prost_build::Config;
 
-const FILES: [&str; 3] =
-    ["proto/fieldgate/v1/telemetry.proto", "proto/fieldgate/v1/gateway.proto", "proto/fieldgate/v1/device.proto"];
+const FILES: [&str; 4] = [
+    "proto/fieldgate/v1/telemetry.proto",
+    "proto/fieldgate/v1/gateway.proto",
+    "proto/fieldgate/v1/device.proto",
+    "proto/fieldgate/v1/management.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -36,7 +36,7 @@ pub fn entry(at: Stamp, deed: &Deed<'_>) -> v1::AuditEntry {
         detail: printable(deed.detail),
         outcome: printable(deed.outcome),
         correlation_id: printable(deed.correlation_id),
-        seq: 0,
+        ..v1::AuditEntry::default()
     }
 }
 

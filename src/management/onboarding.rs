@@ -198,6 +198,8 @@ impl Known {
             approved_by: "configuration".to_owned(),
             approved_at: Some(timestamp(self.pin.since_ms)),
             reason,
+            source: "declared".to_owned(),
+            ..v1::Onboarding::default()
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{CommandRequest, Devices};
 use crate::contract::value_from_json;
+use crate::management::permit::Denied;
 use crate::model::{Access, ClockTrust, DataType, Device, Point, PointId, Stamp, Value};
 
 /// Most writes in one command.
@@ -25,10 +26,19 @@ pub(super) struct Refusal {
     pub message: String,
     /// The write it is about.
     pub write: Option<usize>,
+    /// The token for the second step of a critical command.
+    pub confirmation: Option<String>,
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        let Denied { code, message, write, confirmation } = denied;
+        Self { code, message, write, confirmation }
+    }
 }
 
 pub(super) fn refuse(code: &'static str, message: impl Into<String>) -> Refusal {
-    Refusal { code, message: message.into(), write: None }
+    Refusal { code, message: message.into(), write: None, confirmation: None }
 }
 
 /// The form of a request, before anything is looked up.
@@ -41,6 +51,7 @@ pub(super) fn form(request: &CommandRequest) -> Result<(), Refusal> {
         n => return Err(refuse("malformed", format!("correlationId has {n} characters; give 1 to {MAX_ID}"))),
     }
     match command.writes.len() {
+        0 if !command.method.is_empty() => {}
         0 => return Err(refuse("malformed", "the command has no writes")),
         1..=MAX_WRITES => {}
         n => {

@@ -1,6 +1,7 @@
 //! The core: what is to be stored, done and answered. No I/O; time comes in with every call.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use prost::Message;
 
@@ -9,6 +10,7 @@ use super::ledger::{CommandKey, LedgerEntry, Progress};
 use super::result::{self, Attempt};
 use super::{Answer, CommandLimits, CommandRequest, Devices, WriteFailure};
 use crate::management::audit::RefusalGate;
+use crate::management::permit::{CommandRules, Permits, PointValues};
 use crate::model::{DeviceId, PointId, Stamp, Value};
 
 /// Results that are remembered for each device.
@@ -22,6 +24,7 @@ const MAX_ARRIVALS: u32 = 100;
 
 /// What to do with a request.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "lives for one call; the large variant is the usual one")]
 pub enum Decision {
     /// Answer it; nothing is done.
     Answer(Box<Answer>),
@@ -88,13 +91,23 @@ pub struct CommandDesk {
     in_hand: BTreeMap<CommandKey, Waiting>,
     weight: usize,
     refusals: RefusalGate,
+    permits: Permits,
 }
 
 impl CommandDesk {
     /// A desk without memory; see [`CommandDesk::restore`].
     pub fn new(limits: CommandLimits, devices: Devices) -> Self {
         let (lanes, entries, in_hand) = Default::default();
-        Self { limits, devices, lanes, entries, in_hand, weight: 0, refusals: RefusalGate::default() }
+        Self {
+            limits,
+            devices,
+            lanes,
+            entries,
+            in_hand,
+            weight: 0,
+            refusals: RefusalGate::default(),
+            permits: Permits::default(),
+        }
     }
 
     /// Takes over the ledger after a restart. Nothing in it is done again.
@@ -128,6 +141,11 @@ impl CommandDesk {
         self.devices = devices;
     }
 
+    /// Other interlocks, critical points, rates and methods from now on.
+    pub fn set_rules(&mut self, rules: BTreeMap<DeviceId, CommandRules>, values: Arc<dyn PointValues>) {
+        self.permits.set(rules, values);
+    }
+
     /// Commands in hand: queued and running.
     pub fn in_hand(&self) -> usize {
         self.in_hand.len()
@@ -141,7 +159,7 @@ impl CommandDesk {
     /// Takes a request. `fits` says whether a value fits the raw type of a point.
     pub fn handle(
         &mut self,
-        request: CommandRequest,
+        mut request: CommandRequest,
         now: Stamp,
         fits: impl Fn(&PointId, &Value) -> Result<(), String>,
     ) -> Decision {
@@ -153,6 +171,10 @@ impl CommandDesk {
         let digest = crc32c::crc32c(&request.command.encode_to_vec());
         if let Some(decision) = self.repeated(&key, &request, digest, now) {
             return decision;
+        }
+        match self.permits.expand(&key.device, &request.command) {
+            Ok(writes) => request.command.writes = writes,
+            Err(denied) => return self.refuse(&key, &request, &denied.into(), now),
         }
         match self.accept(&key, &request, now, fits) {
             Err(refusal) => self.refuse(&key, &request, &refusal, now),
@@ -232,7 +254,9 @@ impl CommandDesk {
         now: Stamp,
         fits: impl Fn(&PointId, &Value) -> Result<(), String>,
     ) -> Result<(), Vec<Attempt>> {
-        let checked = check::expiry(&job.request, now).and_then(|()| check::writes(&job.request, &self.devices, fits));
+        let checked = check::expiry(&job.request, now)
+            .and_then(|()| check::writes(&job.request, &self.devices, fits))
+            .and_then(|_| Ok(self.permits.interlocks(&job.key.device, &job.request.command.writes)?));
         let Err(refusal) = checked else { return Ok(()) };
         let failure =
             WriteFailure { code: refusal.code.to_owned(), message: refusal.message, may_have_happened: false };
@@ -299,6 +323,8 @@ impl CommandDesk {
             ));
         }
         lane.tokens -= 1.0;
+        let command = &request.command;
+        self.permits.check(now, &key.device, &request.actor, &command.writes, &command.confirmation)?;
         Ok(writes)
     }
 

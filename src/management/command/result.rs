@@ -27,12 +27,16 @@ pub(super) fn refused(key: &CommandKey, command: &v1::Command, refusal: &Refusal
     v1::CommandResult {
         correlation_id: key.correlation_id.clone(),
         device: key.device.to_string(),
-        outcome: Outcome::Rejected.into(),
+        outcome: match refusal.confirmation {
+            Some(_) => Outcome::ConfirmationRequired.into(),
+            None => Outcome::Rejected.into(),
+        },
+        confirmation: refusal.confirmation.clone().unwrap_or_default(),
         code: refusal.code.to_owned(),
         message: refusal.message.clone(),
         writes: writes.into_iter().collect(),
         time: Some(timestamp(at.wall_ms)),
-        seq: 0,
+        ..v1::CommandResult::default()
     }
 }
 
@@ -66,7 +70,7 @@ pub(super) fn tried(key: &CommandKey, command: &v1::Command, attempts: &[Attempt
         message: failure.map_or_else(String::new, |f| f.message.clone()),
         writes: writes.collect(),
         time: Some(timestamp(at.wall_ms)),
-        seq: 0,
+        ..v1::CommandResult::default()
     }
 }
 
@@ -125,6 +129,7 @@ pub(super) fn audited(
     let outcome = match (result.outcome(), result.code.as_str()) {
         (Outcome::Done, _) => "done".to_owned(),
         (Outcome::Rejected, code) => format!("rejected: {code}"),
+        (Outcome::ConfirmationRequired, _) => "confirmation required".to_owned(),
         (Outcome::Failed | Outcome::Unspecified, code) => format!("failed: {code}"),
     };
     let points: Vec<_> = match command {

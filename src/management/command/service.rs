@@ -1,6 +1,6 @@
 //! The task round the core: takes requests, stores, runs one job per device at a time, answers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::desk::{CommandDesk, Decision, Job};
 use super::ledger::{CommandKey, CommandLedger, LedgerEntry, LedgerError};
 use super::result::Attempt;
 use super::{Answer, AnswerSink, CommandLimits, CommandRequest, DeviceWriter, Devices, Receipt, WriteFailure};
+use crate::management::permit::{CommandRules, PointValues};
 use crate::model::{DeviceId, PointId, Value};
 use crate::platform::clock::SharedClock;
 
@@ -27,10 +28,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[error("the gateway is stopping and takes no commands; send it again later")]
 pub struct ServiceClosed;
 
-#[derive(Debug)]
 enum Message {
     Request(CommandRequest, Receipt),
     Devices(Devices),
+    Rules(BTreeMap<DeviceId, CommandRules>, Arc<dyn PointValues>),
 }
 
 /// Handle of the running service.
@@ -84,6 +85,18 @@ impl CommandService {
     /// When the service has stopped.
     pub async fn set_devices(&self, devices: Devices) -> Result<(), ServiceClosed> {
         self.messages.send(Message::Devices(devices)).await.map_err(|_| ServiceClosed)
+    }
+
+    /// Other interlocks, critical points, rates and methods from now on; `values` gives the last good values of points.
+    ///
+    /// # Errors
+    /// When the service has stopped.
+    pub async fn set_rules(
+        &self,
+        rules: BTreeMap<DeviceId, CommandRules>,
+        values: Arc<dyn PointValues>,
+    ) -> Result<(), ServiceClosed> {
+        self.messages.send(Message::Rules(rules, values)).await.map_err(|_| ServiceClosed)
     }
 }
 
@@ -142,6 +155,10 @@ impl<W: DeviceWriter, L: CommandLedger, S: AnswerSink> Task<W, L, S> {
             let (request, receipt) = match message {
                 Message::Devices(devices) => {
                     self.desk.set_devices(devices);
+                    continue;
+                }
+                Message::Rules(rules, values) => {
+                    self.desk.set_rules(rules, values);
                     continue;
                 }
                 Message::Request(request, receipt) => (request, receipt),

@@ -55,7 +55,7 @@ fn write(point: &str, value: Value) -> v1::Write {
 }
 
 fn request(correlation_id: &str, writes: Vec<v1::Write>) -> CommandRequest {
-    let command = v1::Command { correlation_id: correlation_id.into(), writes, expires: None };
+    let command = v1::Command { correlation_id: correlation_id.into(), writes, ..v1::Command::default() };
     CommandRequest { device: id("d"), command, actor: "mqtt:local:anna".into() }
 }
 
@@ -447,6 +447,7 @@ fn any_request() -> impl Strategy<Value = CommandRequest> {
                 correlation_id,
                 writes,
                 expires: expires.map(|s| pbjson_types::Timestamp { seconds: s, nanos: 0 }),
+                ..v1::Command::default()
             },
             actor: "mqtt:local:x".into(),
         }
@@ -501,4 +502,44 @@ fn memory_of_results_is_bounded() {
         assert!(desk.weight() <= 4 << 20);
     }
     assert!(removed >= 4_000, "{removed}");
+}
+
+struct Level(f64);
+
+impl crate::management::permit::PointValues for Level {
+    fn good(&self, _: &DeviceId, point: &str) -> Option<Value> {
+        (point == "level").then_some(Value::Double(self.0))
+    }
+}
+
+#[test]
+fn a_critical_write_takes_two_steps_and_an_interlock_is_checked_again_before_writing() {
+    use crate::management::desired::{Interlock, LimitsOverlay};
+    use crate::management::permit::CommandRules;
+    let clock = ManualClock::at(1_763_812_800_000);
+    let mut desk = CommandDesk::new(CommandLimits::default(), devices());
+    let range = LimitsOverlay { min: Some(1.0), max: None };
+    let rules = CommandRules {
+        critical: ["setpoint".to_owned()].into(),
+        interlocks: [("setpoint".to_owned(), Interlock { point: "level".into(), equals: None, range })].into(),
+        ..CommandRules::default()
+    };
+    let rules = || BTreeMap::from([(id("d"), rules.clone())]);
+    let fits = |_: &PointId, _: &Value| Ok(());
+    desk.set_rules(rules(), Arc::new(Level(0.5)));
+    let refused = |decision: Decision| match decision {
+        Decision::Answer(answer) => answer.result,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(desk.handle(setpoint("1", 5), clock.now(), fits)).code, "interlocked");
+    desk.set_rules(rules(), Arc::new(Level(2.0)));
+    let first = refused(desk.handle(setpoint("2", 5), clock.now(), fits));
+    assert_eq!(first.outcome(), v1::command_result::Outcome::ConfirmationRequired);
+    let mut second = setpoint("3", 5);
+    second.command.confirmation = first.confirmation;
+    let Decision::Store(entry) = desk.handle(second, clock.now(), fits) else { panic!("not taken") };
+    let job = desk.stored(&entry.key).unwrap();
+    assert!(desk.recheck(&job, clock.now(), fits).is_ok());
+    desk.set_rules(rules(), Arc::new(Level(0.5)));
+    assert!(desk.recheck(&job, clock.now(), fits).is_err(), "the level fell while the command waited");
 }

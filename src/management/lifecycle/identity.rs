@@ -1,0 +1,143 @@
+//! Who a device is: what it claims, and what was pinned.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest text of a claim that is kept, in bytes, and most extra entries.
+const MAX_TEXT: usize = 256;
+const MAX_OTHER: usize = 32;
+
+/// What a device reveals of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Claim {
+    /// SHA-256 fingerprint of its client certificate, lower-case hexadecimal; only for devices that connect by themselves.
+    pub certificate: Option<String>,
+    /// Manufacturer.
+    pub vendor: String,
+    /// Model or product code.
+    pub model: String,
+    /// Serial number.
+    pub serial: String,
+    /// Firmware revision; no part of the identity.
+    pub firmware: String,
+    /// Whatever else it tells.
+    pub other: BTreeMap<String, String>,
+}
+
+impl Claim {
+    /// Whether it reveals nothing that tells it from another device.
+    pub fn is_empty(&self) -> bool {
+        self.certificate.is_none() && self.vendor.is_empty() && self.model.is_empty() && self.serial.is_empty()
+    }
+
+    /// One line that stays the same as long as the hardware does: vendor, model and serial number, each with its length in
+    /// front so that no two identities share a line. Firmware is left out: an update is not a new device.
+    pub fn fingerprint(&self) -> String {
+        let part = |text: &str| format!("{}:{text}", text.len());
+        [part(&self.vendor), part(&self.model), part(&self.serial)].join("|")
+    }
+
+    /// The strongest identity in it; the address where it reveals nothing.
+    pub fn pin(&self, address: &str) -> Pin {
+        match &self.certificate {
+            Some(certificate) => Pin { kind: PinKind::Certificate, value: certificate.clone() },
+            None if self.is_empty() => Pin { kind: PinKind::Address, value: address.to_owned() },
+            None => Pin { kind: PinKind::Fingerprint, value: self.fingerprint() },
+        }
+    }
+
+    /// Cuts what a hostile device could blow up, and control characters that would garble tables and logs.
+    pub fn bounded(mut self) -> Self {
+        let cut = |text: &mut String| {
+            text.retain(|c| !c.is_control());
+            let end = (0..=MAX_TEXT.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+            text.truncate(end);
+        };
+        for text in [&mut self.vendor, &mut self.model, &mut self.serial, &mut self.firmware] {
+            cut(text);
+        }
+        let other = std::mem::take(&mut self.other).into_iter().take(MAX_OTHER);
+        self.other = other
+            .map(|(mut key, mut value)| {
+                cut(&mut key);
+                cut(&mut value);
+                (key, value)
+            })
+            .collect();
+        self
+    }
+}
+
+/// What kind of identity was pinned, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PinKind {
+    /// Fingerprint of the client certificate.
+    Certificate,
+    /// Vendor, model and serial number.
+    Fingerprint,
+    /// Only the address: the device reveals nothing.
+    Address,
+}
+
+/// The identity that a device was approved with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// What it is.
+    pub kind: PinKind,
+    /// The comparable text.
+    pub value: String,
+}
+
+impl Pin {
+    /// Whether the claim is that of the pinned device. A claim that reveals nothing says nothing against it.
+    pub fn fits(&self, claim: &Claim) -> bool {
+        match self.kind {
+            PinKind::Certificate => claim.certificate.as_ref().is_none_or(|c| *c == self.value),
+            PinKind::Fingerprint => {
+                (claim.vendor.is_empty() && claim.model.is_empty() && claim.serial.is_empty())
+                    || claim.fingerprint() == self.value
+            }
+            PinKind::Address => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(vendor: &str, serial: &str) -> Claim {
+        Claim { vendor: vendor.to_owned(), serial: serial.to_owned(), ..Claim::default() }
+    }
+
+    #[test]
+    fn firmware_is_no_identity_but_the_serial_number_is() {
+        let pin = claim("ACME", "1").pin("tcp://a");
+        assert!(pin.fits(&Claim { firmware: "2.0".to_owned(), ..claim("ACME", "1") }));
+        assert!(!pin.fits(&claim("ACME", "2")));
+        assert!(pin.fits(&Claim::default()), "silence is no mismatch");
+    }
+
+    #[test]
+    fn the_certificate_outweighs_the_name_plate() {
+        let with = |c: &str| Claim { certificate: Some(c.to_owned()), ..claim("ACME", "1") };
+        let pin = with("aa").pin("x");
+        assert_eq!(pin.kind, PinKind::Certificate);
+        assert!(pin.fits(&with("aa")) && !pin.fits(&with("bb")));
+    }
+
+    #[test]
+    fn hostile_claims_are_cut() {
+        let claim = Claim {
+            vendor: "ü".repeat(10_000),
+            model: "a\nb\u{7}".to_owned(),
+            other: (0..1000).map(|i| (i.to_string(), String::new())).collect(),
+            ..Claim::default()
+        };
+        let cut = claim.bounded();
+        assert!(cut.vendor.len() <= MAX_TEXT && cut.other.len() == MAX_OTHER && cut.model == "ab");
+    }
+}
