@@ -26,9 +26,9 @@
 pub mod audit;
 pub mod clock;
 pub mod command;
-pub mod firmware;
 pub mod core;
 pub mod desired;
+pub mod firmware;
 pub mod journal;
 pub mod lifecycle;
 pub mod onboarding;

@@ -146,9 +146,7 @@ impl<P: LocalPublisher> Local<P> {
             Outcome::Handed { answer, .. } => self.core.await_answer(answer),
             Outcome::Refused { result, answer, code, message } => {
                 let device = answer.device.clone();
-                if let Some(result) = result {
-                    self.core.refuse_request(&result, answer);
-                }
+                self.core.refuse_request(&result, answer);
                 let text = format!("a request for {device} was refused ({code}): {message}");
                 self.core.notices.report(Severity::Warning, "request-refused", &device, text);
             }

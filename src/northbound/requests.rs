@@ -89,8 +89,8 @@ pub(super) struct ReplyTo {
 pub(super) enum Outcome {
     /// Handed over; the broker is told when `stored` resolves.
     Handed { stored: oneshot::Receiver<()>, answer: Answer },
-    /// Refused: send this answer, if there is somebody to answer, and acknowledge the message.
-    Refused { result: Option<v1::CommandResult>, answer: Answer, code: &'static str, message: String },
+    /// Refused: send this answer and acknowledge the message.
+    Refused { result: Box<v1::CommandResult>, answer: Answer, code: &'static str, message: String },
     /// No request topic.
     Ignored,
 }
@@ -187,7 +187,7 @@ fn refuse(
         ..v1::CommandResult::default()
     };
     let answer = Answer { device: device.as_str().to_owned(), correlation_id, reply };
-    Outcome::Refused { result: Some(result), answer, code, message }
+    Outcome::Refused { result: Box::new(result), answer, code, message }
 }
 
 /// JSON begins with a brace; no protobuf message of the contract can (field 15 with wire type 3).
@@ -262,7 +262,7 @@ mod tests {
 
     fn code(outcome: Outcome) -> (&'static str, String) {
         match outcome {
-            Outcome::Refused { result: Some(result), code, .. } => (code, result.correlation_id),
+            Outcome::Refused { result, code, .. } => (code, result.correlation_id),
             other => panic!("{other:?}"),
         }
     }

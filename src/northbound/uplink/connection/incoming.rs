@@ -24,9 +24,7 @@ impl Connection<'_> {
             }
             Outcome::Refused { result, answer, code, message: text } => {
                 let device = answer.device.clone();
-                if let Some(result) = result {
-                    self.up.core.refuse_request(&result, answer);
-                }
+                self.up.core.refuse_request(&result, answer);
                 let text = format!("a request for {device} was refused ({code}): {text}");
                 self.up.core.notices.report(Severity::Warning, "request-refused", &device, text);
                 if code != "stopping" {
