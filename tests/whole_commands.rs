@@ -265,3 +265,43 @@ fn a_gateway_killed_in_the_middle_of_a_write_answers_once_and_does_not_repeat_it
         assert_eq!(audit.iter().filter(|line| line.correlation_id == id).count(), 1, "{id}: {audit:?}");
     }
 }
+
+/// What the device did is unknown when the gateway is stopped, or the device's file is changed, in the middle of a write;
+/// "nothing was written" would be a lie.
+#[test]
+fn a_write_cut_off_by_a_stop_or_a_reload_is_not_called_undone() {
+    let broker = Mosquitto::start();
+    let device = FakeDevice::start(Mode::HangsOnWrites);
+    let site = Site::new(&format!(
+        "[[uplink]]\nname = \"site\"\nservers = [\"mqtt://127.0.0.1:{}\"]\nreconnect_max = \"1 s\"\n",
+        broker.port()
+    ));
+    site.device("pump", device.port(), "rate = \"200 ms\"\n", "timeout = \"20 s\"\n", POINTS);
+    let operator = Operator::new(broker.port(), "pump");
+    let online = Subscriber::start(broker.port(), "fieldgate/v1/plant/status", &[]);
+    let gateway = site.start();
+    site.wait_for_state("pump", "online");
+    online.wait_for("the gateway", SOON, |message| body(&message.payload)["state"] == "ONLINE");
+    let hang = |id: &str, writes: usize| {
+        operator.send(&json!({"correlationId": id, "writes": [{"point": "setpoint", "value": 55}]}).to_string());
+        eventually("the write at the device", SOON, || (device.writes().len() == writes).then_some(()));
+    };
+
+    hang("reloaded", 1);
+    site.device("pump", device.port(), "rate = \"300 ms\"\n", "timeout = \"20 s\"\n", POINTS);
+    gateway.signal(rustix::process::Signal::HUP);
+    let reloaded = operator.answer("reloaded");
+    assert_eq!(said(&reloaded, "outcome"), "FAILED", "{reloaded}");
+
+    site.wait_for_state("pump", "online");
+    hang("stopped", 2);
+    stop(gateway);
+    let gateway = site.start();
+    let stopped = operator.answer("stopped");
+    assert_eq!(said(&stopped, "outcome"), "FAILED", "{stopped}");
+    for id in ["reloaded", "stopped"] {
+        assert_eq!(operator.answers(id).len(), 1, "{id}: {:?}", operator.answers(id));
+    }
+    assert_eq!(device.writes(), [(10, 55), (10, 55)], "a write was repeated");
+    stop(gateway);
+}

@@ -26,23 +26,30 @@ fn points(addresses: &[u16]) -> String {
 
 #[test]
 fn values_and_writes_keep_to_their_points_through_every_reload() {
-    let rounds = sized(Duration::from_secs(12), Duration::from_secs(60)).as_secs();
+    let rounds = sized(Duration::from_secs(40), Duration::from_secs(200)).as_secs();
     let site = Site::new("[limits]\ncommands_per_second = 1000\n");
-    let devices: Vec<_> = (0..DEVICES).map(|_| FakeDevice::start(Mode::Well)).collect();
+    let devices: Vec<_> = (0..3).map(|_| FakeDevice::start(Mode::Well)).collect();
     // The same place in the list is another register in each of them; register 3 is in all of them.
     let layouts = [points(&[1, 4, 3]), points(&[50, 3, 1]), points(&[3, 60, 1, 2])];
     let telling = ["p4", "p50", "p60"];
+    // The first two have a connection of their own, the others share one.
+    let device = |index: usize, points: &str| {
+        let port = devices[index.min(2)].port();
+        format!("{EAGER}\n[modbus]\nlink = \"tcp://127.0.0.1:{port}\"\nunit = {index}\n{points}")
+    };
     let configure = |layout: usize| {
-        for (index, device) in devices.iter().enumerate() {
-            site.device(&format!("plc-{index}"), device.port(), EAGER, "", &layouts[layout]);
+        for index in 0..DEVICES {
+            site.write(&format!("devices/plc-{index}.toml"), &device(index, &layouts[layout]));
         }
     };
+    // Keeps the shared link in use, whatever happens to the others.
+    site.write("devices/steady.toml", &device(3, &points(&[7])).replace("unit = 3", "unit = 9"));
     configure(0);
     let gateway = site.start();
     let values = site.subscribe("devices/+/telemetry");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for index in 0..2 {
+        for index in [0, 2, 3] {
             let (done, port) = (&done, site.port());
             scope.spawn(move || {
                 let topic = format!("fieldgate/v1/plant/devices/plc-{index}/command");
@@ -94,6 +101,7 @@ fn values_and_writes_keep_to_their_points_through_every_reload() {
         }
     });
     let writes: Vec<_> = devices.iter().flat_map(FakeDevice::writes).collect();
+    assert_eq!(devices[2].connections(), 1, "a link that stayed in use was made anew");
     assert!(writes.len() > 20, "hardly anything was written: {}", writes.len());
     assert!(writes.iter().all(|write| *write == (3, 1_003)), "written to a register that nobody named: {writes:?}");
     stop(gateway);

@@ -89,7 +89,16 @@ impl Ingest {
             self.stats.beats.fetch_add(1, Ordering::Relaxed);
             let batches = tokio::select! {
                 biased;
-                Some(change) = control.recv() => self.change(change),
+                Some(change) = control.recv() => {
+                    // What was read before belongs to the pipelines of before.
+                    let mut batches = Vec::new();
+                    for _ in 0..updates.len() {
+                        let Ok(update) = updates.try_recv() else { break };
+                        batches.extend(self.update(update).await?);
+                    }
+                    batches.extend(self.change(change));
+                    batches
+                }
                 // What is in the queue still comes; nothing new is taken.
                 () = stop.cancelled(), if !updates.is_closed() => {
                     updates.close();

@@ -165,6 +165,9 @@ impl Reloader {
     }
 
     /// From north to south, so that no sample meets a part that does not know it yet. What can fail comes first.
+    ///
+    /// Drivers name points by their place in the device's list. Therefore devices that change rest while pipelines and
+    /// scalings are exchanged: no value is taken for that of another point, and nothing is written to another register.
     async fn apply(&self, old: &Loaded, new: &Loaded) -> Result<(), String> {
         self.logs.set_level(&new.gateway.log.level).map_err(|e| e.to_string())?;
         let mut sessions = self.sessions.lock().await;
@@ -180,6 +183,11 @@ impl Reloader {
         self.desk.declare(&models(new)).await?;
         let devices = new.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
         self.commands.set_devices(devices).await.map_err(|e| e.to_string())?;
+        let (before, after) = (drivers(old), drivers(new));
+        let (kept, resting): (Vec<_>, Vec<_>) = before.into_iter().partition(|device| after.contains(device));
+        if !resting.is_empty() {
+            self.southbound.apply(kept).await;
+        }
         let pipelines = pipelines(new);
         self.scalings.set(&pipelines);
         let (done, replaced) = oneshot::channel();
@@ -188,7 +196,7 @@ impl Reloader {
             .await
             .map_err(|_| "the gateway is stopping".to_owned())?;
         replaced.await.map_err(|_| "the gateway is stopping".to_owned())?;
-        let applied = self.southbound.apply(drivers(new)).await;
+        let applied = self.southbound.apply(after).await;
         tracing::debug!(?applied, "devices");
         Ok(())
     }

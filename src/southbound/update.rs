@@ -29,6 +29,17 @@ pub enum Update {
     },
 }
 
+impl Update {
+    /// The device it is about.
+    pub const fn device(&self) -> &DeviceId {
+        match self {
+            Update::Scan(Scan { device, .. }) | Update::Device { device, .. } | Update::Identity { device, .. } => {
+                device
+            }
+        }
+    }
+}
+
 /// Everything one poll cycle of one rate group produced, failures included; or, when a device fails as a whole, one
 /// failed outcome for every point of it.
 #[derive(Debug, Clone, PartialEq)]

@@ -25,6 +25,35 @@ pub(in super::super) enum Command {
     Devices { devices: Vec<DeviceConfig>, done: oneshot::Sender<()> },
 }
 
+impl Command {
+    fn is_for(&self, id: &DeviceId) -> bool {
+        match self {
+            Command::Write { device, .. } | Command::Identify { device, .. } => device == id,
+            Command::Devices { .. } => false,
+        }
+    }
+}
+
+/// A write that has begun. When the link is stopped in the middle of it nobody knows what the device did, and the answer
+/// says so.
+struct Underway(Option<oneshot::Sender<Result<WriteDone, WriteError>>>);
+
+impl Underway {
+    fn ended(mut self, outcome: Result<WriteDone, WriteError>) {
+        if let Some(reply) = self.0.take() {
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            let _ = reply.send(Err(WriteError::AnswerLost("the link was stopped meanwhile".to_owned())));
+        }
+    }
+}
+
 impl<D: Driver> LinkTask<D> {
     /// Takes a command in; a new set of devices is put in force at once, the others wait for the link.
     pub(super) fn accept(&mut self, command: Command) {
@@ -64,8 +93,8 @@ impl<D: Driver> LinkTask<D> {
     pub(super) async fn obey(&mut self, command: Command) {
         match command {
             Command::Write { device, point, value, reply } if !reply.is_closed() => {
-                let outcome = self.write(&device, point, &value).await;
-                let _ = reply.send(outcome);
+                let underway = Underway(Some(reply));
+                underway.ended(self.write(&device, point, &value).await);
             }
             Command::Identify { device, reply } if !reply.is_closed() => {
                 let outcome = self.identify_now(device).await;
@@ -153,6 +182,11 @@ impl<D: Driver> LinkTask<D> {
             let Some(device) = &self.devices[slot] else { continue };
             if !wanted.contains(&device.config) {
                 info!(device = %device.id(), link = self.name, "taken off the link");
+                let id = device.id().clone();
+                // Both name points by their place in a list that is no longer in force. Who waits for a write is told
+                // that it was not done.
+                self.waiting.retain(|command| !command.is_for(&id));
+                self.outbox.retain(|update| update.device() != &id);
                 self.detach(slot);
             }
         }

@@ -64,9 +64,7 @@ impl<D: Driver> LinkTask<D> {
     }
 
     fn slot_of(&self, update: &Update) -> Option<usize> {
-        let (Update::Scan(super::super::Scan { device, .. })
-        | Update::Device { device, .. }
-        | Update::Identity { device, .. }) = update;
+        let device = update.device();
         self.slot_where(|run| run.id() == device)
     }
 
