@@ -15,7 +15,7 @@ use fieldgate::platform::clock::SystemClock;
 use fieldgate::store::{Config, Op, Store};
 use support::{Mosquitto, SOON, eventually, temp_dir};
 use torture_support::library::{Read, consumer, copy_dir, files, read_all, record};
-use torture_support::{Collector, CountingPlant, Dice, Setup, times};
+use torture_support::{CountingPlant, Dice, Setup, times};
 
 /// Records in the bulk lane: several segments.
 const BULK: u64 = 3_000;
@@ -261,7 +261,6 @@ fn the_gateway_starts_whatever_file_is_missing() {
         files(&data).iter().filter(|f| f.is_file()).map(|f| f.strip_prefix(&data).expect("below").to_owned()).collect();
     let intact = folder.path().join("intact");
     copy_dir(&data, &intact);
-    let _collector = Collector::start(broker.port());
     (setup.broker_port, setup.devices) = (broker.port(), 0);
     setup.write();
     for file in &all {

@@ -35,6 +35,8 @@ pub struct GapSeen {
 #[derive(Debug, Clone, Default)]
 pub struct Account {
     pub arrivals: Vec<Arrival>,
+    /// Records that carry no new number: a device that does not answer, a value that has become stale.
+    pub other_seqs: BTreeSet<u64>,
     pub gaps: Vec<GapSeen>,
     /// Epochs of the process and when their first `status` came.
     pub epochs: BTreeMap<u64, Instant>,
@@ -215,13 +217,20 @@ fn note(books: &mut Books, line: &str) -> Option<()> {
         }),
         ["devices", device, "telemetry"] => {
             let device = device.strip_prefix('c')?.parse().ok()?;
-            // A device that does not answer has no value; that is a record too, but no number.
-            let count = body["points"]
-                .as_array()?
-                .iter()
-                .find_map(|p| p["value"].as_u64().or_else(|| Some(p["value"].as_f64()? as u64)))?;
             let (seq, historical) = (number(&body["seq"]), body["historical"] == true);
-            account.arrivals.push(Arrival { device, number: count as u32, seq, historical, at: Instant::now() });
+            let good = body["points"].as_array()?.iter().find(|p| p["quality"] == "GOOD" && p["name"] == "count");
+            match good.and_then(|point| point["value"].as_f64()) {
+                Some(count) => {
+                    account.arrivals.push(Arrival {
+                        device,
+                        number: count as u32,
+                        seq,
+                        historical,
+                        at: Instant::now(),
+                    });
+                }
+                None => _ = account.other_seqs.insert(seq),
+            }
         }
         _ => {}
     }
