@@ -204,7 +204,7 @@ fn lane_health(lane: Lane, of: &LaneStats, stats: &Stats) -> v1::LaneHealth {
         lane: lane.as_str().to_owned(),
         bytes: of.allocated_bytes,
         quota_bytes: stats.quota_bytes,
-        first_seq: 0,
+        first_seq: of.first_seq,
         last_seq: of.next_seq.saturating_sub(1),
         synced_seq: of.durable_seq,
         evicted_records: of.lost.values().sum(),

@@ -38,6 +38,8 @@ pub struct LaneStats {
     pub failures: u64,
     /// Why records are only kept in memory now; `None` when all is well.
     pub failing: Option<String>,
+    /// Number of the oldest record that may still be on disk.
+    pub first_seq: Seq,
     /// Number that the next record gets.
     pub next_seq: Seq,
     /// Records up to here survive a power cut.

@@ -18,6 +18,13 @@ impl LaneLog {
             syncs: self.counters.syncs,
             failures: self.counters.failures,
             failing: self.failed.as_ref().map(|f| f.error.clone()),
+            first_seq: self
+                .sealed
+                .iter()
+                .chain(self.active.as_ref().map(|a| &a.segment))
+                .map(|s| s.base)
+                .min()
+                .unwrap_or(self.next),
             next_seq: self.next,
             durable_seq: self.durable,
             unsynced: self.unsynced.len() as u64,
