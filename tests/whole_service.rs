@@ -2,7 +2,7 @@
 //! what it does not, and certificates on the way in and out.
 
 #[path = "northbound_support/certs.rs"]
-#[allow(dead_code, reason = "only the files are needed here")]
+#[allow(dead_code, clippy::unwrap_used, reason = "written for tests; only the files are needed here")]
 mod certs;
 mod support;
 mod whole_support;
