@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 #[path = "northbound_support/certs.rs"]
-#[allow(dead_code, reason = "only the files are needed here")]
+#[allow(dead_code, clippy::unwrap_used, reason = "written for tests; only the files are needed here")]
 mod certs;
 mod support;
 mod whole_support;
