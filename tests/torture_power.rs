@@ -30,8 +30,12 @@ use torture_support::{
 
 /// Default of `bulk_interval`.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// What a sync itself, and the way from the plant to the log, may take on a machine that builds at the same time.
-const SLACK: Duration = Duration::from_millis(1_500);
+
+/// What a sync itself, and the way from the plant to the log, may take: more on a machine that builds at the same time.
+fn slack() -> Duration {
+    Duration::from_millis(if strict() { 300 } else { 5_000 })
+}
+
 /// Cuts of one gateway before a new file system is made.
 const CUTS_PER_RUN: usize = 25;
 
@@ -141,7 +145,7 @@ fn a_power_cut_takes_nothing_that_was_synced() {
         assert_eq!(account.contradictions(), Vec::<String>::new(), "cut {cut}");
         let missing = account.missing(&answers);
         let window = missing.iter().map(|(_, _, time)| ago(*time, at)).max().unwrap_or_default();
-        assert!(window <= INTERVAL + SLACK, "cut {cut}: a record accepted {window:?} before the cut is lost");
+        assert!(window <= INTERVAL + slack(), "cut {cut}: a record accepted {window:?} before the cut is lost");
         let told: Vec<_> = account.gaps.iter().filter(|gap| gap.lane == "bulk").collect();
         let right = told.iter().all(|gap| gap.reason == "unsynced-at-power-loss" && gap.from > synced);
         assert!(right, "cut {cut}: {synced} were synced, but {told:?}");
