@@ -25,7 +25,7 @@ use rustix::process::Signal;
 use support::{Mosquitto, SOON, eventually, temp_dir};
 use torture_support::{
     Account, Collector, CountingPlant, Dice, Gateway, Image, Mount, Setup, ago, library, loop_mounts_work, run_for,
-    times,
+    strict, times,
 };
 
 /// Default of `bulk_interval`.
