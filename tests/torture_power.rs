@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use fieldgate::model::Lane;
 use fieldgate::platform::clock::SystemClock;
-use fieldgate::store::fs::FileSystem;
 use fieldgate::store::fs::sim::SimFs;
+use fieldgate::store::fs::{FileSystem, SyncPoint};
 use fieldgate::store::{self, Store};
 use rustix::process::Signal;
 use support::{Mosquitto, SOON, eventually, temp_dir};
@@ -190,8 +190,11 @@ fn simulated() {
         let (disk, folder) = (SimFs::new(dice.roll(u64::MAX)), temp_dir());
         // The log lies on the simulated disk, the keyed state on a real one.
         let config = store::Config::with_quota(folder.path().join("store"), 8 << 20);
-        let parents = folder.path().ancestors().collect::<Vec<_>>();
-        parents.iter().rev().for_each(|dir| _ = disk.make_dir(dir));
+        for dir in folder.path().ancestors().collect::<Vec<_>>().into_iter().rev() {
+            let _ = disk.make_dir(dir);
+            // Names that are not synced go with the power.
+            dir.parent().map(|parent| disk.sync_dir(parent, SyncPoint::Opening));
+        }
         let open = || Store::open_on(Arc::new(disk.clone()), config.clone(), SystemClock::shared()).expect("it opens");
         checked += runtime.block_on(async {
             let store = open();
