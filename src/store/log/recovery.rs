@@ -135,7 +135,8 @@ impl Opening<'_> {
         }
         let generation = sealed.iter().map(|s| s.generation).max().unwrap_or(0) + 1;
         let found_last = sealed.back().map_or(0, |s| s.last);
-        let next = self.continue_at(&saved, found_last, acks_lost, sealed.is_empty(), &mut holes);
+        let whole = files.segments.last().is_none_or(|(_, len)| *len == self.segment_bytes);
+        let next = self.continue_at(&saved, found_last, acks_lost, sealed.is_empty(), whole, &mut holes);
         let resumed = self.resume(&mut sealed, tail, next);
 
         let acks = match acks {
@@ -320,8 +321,17 @@ impl Opening<'_> {
         }
     }
 
-    /// The next sequence number, and why the numbers before it are not there.
-    fn continue_at(&self, saved: &Image, found: Seq, acks_lost: bool, empty: bool, holes: &mut Holes) -> Seq {
+    /// The next sequence number, and why the numbers before it are not there. `whole`: the newest file has the length
+    /// that segments have, so that its end was not cut off.
+    fn continue_at(
+        &self,
+        saved: &Image,
+        found: Seq,
+        acks_lost: bool,
+        empty: bool,
+        whole: bool,
+        holes: &mut Holes,
+    ) -> Seq {
         if acks_lost {
             holes.add(Hole::unused(found + 1, found + EMERGENCY));
             return found + EMERGENCY + 1;
@@ -340,9 +350,10 @@ impl Opening<'_> {
         let from = found.max(saved.durable) + 1;
         if from <= last_issued {
             // A process that was killed left everything accepted in the page cache. Numbers that it had given out and
-            // not written yet may have been seen by consumers, so they are not used again.
+            // not written yet may have been seen by consumers, so they are not used again. A file that was cut short is
+            // no such end: what it held is told as lost.
             let hole = Hole::new(from, last_issued, GapReason::UnsyncedAtPowerLoss);
-            let killed = saved.incarnation == self.incarnation && !saved.degraded;
+            let killed = saved.incarnation == self.incarnation && !saved.degraded && whole;
             let added = holes.add(if killed { Hole { records: 0, ..hole } } else { hole });
             if added > 0 {
                 tracing::error!(
