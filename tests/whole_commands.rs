@@ -221,15 +221,21 @@ fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     below.collect()
 }
 
-#[test]
-fn a_gateway_killed_in_the_middle_of_a_write_answers_once_and_does_not_repeat_it() {
-    let broker = Mosquitto::start();
-    let device = FakeDevice::start(Mode::HangsOnWrites);
+/// A gateway with an uplink to `broker` and one device, whose replies it awaits long enough to be caught in a write.
+fn site_with_slow_pump(broker: &Mosquitto, device: &FakeDevice) -> Site {
     let site = Site::new(&format!(
         "[[uplink]]\nname = \"site\"\nservers = [\"mqtt://127.0.0.1:{}\"]\nreconnect_max = \"1 s\"\n",
         broker.port()
     ));
     site.device("pump", device.port(), "rate = \"200 ms\"\n", "timeout = \"20 s\"\n", POINTS);
+    site
+}
+
+#[test]
+fn a_gateway_killed_in_the_middle_of_a_write_answers_once_and_does_not_repeat_it() {
+    let broker = Mosquitto::start();
+    let device = FakeDevice::start(Mode::HangsOnWrites);
+    let site = site_with_slow_pump(&broker, &device);
     // A broker that stays, so that every answer is seen.
     let operator = Operator::new(broker.port(), "pump");
     let online = Subscriber::start(broker.port(), "fieldgate/v1/plant/status", &[]);
@@ -272,11 +278,7 @@ fn a_gateway_killed_in_the_middle_of_a_write_answers_once_and_does_not_repeat_it
 fn a_write_cut_off_by_a_stop_or_a_reload_is_not_called_undone() {
     let broker = Mosquitto::start();
     let device = FakeDevice::start(Mode::HangsOnWrites);
-    let site = Site::new(&format!(
-        "[[uplink]]\nname = \"site\"\nservers = [\"mqtt://127.0.0.1:{}\"]\nreconnect_max = \"1 s\"\n",
-        broker.port()
-    ));
-    site.device("pump", device.port(), "rate = \"200 ms\"\n", "timeout = \"20 s\"\n", POINTS);
+    let site = site_with_slow_pump(&broker, &device);
     let operator = Operator::new(broker.port(), "pump");
     let online = Subscriber::start(broker.port(), "fieldgate/v1/plant/status", &[]);
     let gateway = site.start();
