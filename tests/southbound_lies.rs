@@ -19,7 +19,7 @@ async fn only_right_values(link: Link, least_good: usize) {
     config.options.late_reply_guard = Some(Duration::from_millis(300));
     let mut running = start(vec![device("d1", config, FAST)]);
     let (mut good, mut bad) = (0, 0);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + 3 * PATIENCE;
     while good < least_good || bad < 2 {
         assert!(Instant::now() < deadline, "only {good} good and {bad} bad scans");
         let scan = running.scan("d1").await;
@@ -137,7 +137,7 @@ async fn random_octets_as_replies_stop_nothing() {
     }
 }
 
-/// Replies take 100 ms, and every third one 290 ms, with content of its own: after the timeout of 150 ms, when the next
+/// Replies take 100 ms, and every third one 540 ms, with content of its own: after the timeout of 400 ms, when the next
 /// request of the same shape is mostly under way. It comes out of order, and over the newest connection, as a converter
 /// might send it.
 fn late_liar(rtu: bool) -> impl Fn(&Asked) -> Act + Send + Sync + 'static {
@@ -148,7 +148,7 @@ fn late_liar(rtu: bool) -> impl Fn(&Asked) -> Act + Send + Sync + 'static {
         }
         let read = reads.fetch_add(1, Ordering::SeqCst);
         let (pdu, delay) =
-            if read % 3 == 2 { ([3, 10].into_iter().chain([9; 10]).collect(), 290) } else { (asked.right_pdu(), 100) };
+            if read % 3 == 2 { ([3, 10].into_iter().chain([9; 10]).collect(), 540) } else { (asked.right_pdu(), 100) };
         Act::Later(asked.frame(rtu, &pdu), Duration::from_millis(delay))
     }
 }
@@ -157,9 +157,10 @@ async fn no_late_reply_is_a_value(link: Link) {
     let mut config = quick(link, 1);
     config.breaker.failures = 1000;
     config.retries = 0;
+    config.reply_timeout = Some(Duration::from_millis(400));
     let mut running = start(vec![device("d1", config, FAST)]);
     let (mut good, mut failed) = (0, 0);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + 3 * PATIENCE;
     while good < 6 || failed < 3 {
         assert!(Instant::now() < deadline, "only {good} good and {failed} failed scans");
         let scan = running.scan("d1").await;
