@@ -275,7 +275,7 @@ pub(super) fn models(loaded: &Loaded) -> Vec<Arc<Device>> {
 
 /// One fresh pipeline per device.
 pub(super) fn pipelines(loaded: &Loaded) -> Vec<DevicePipeline> {
-    let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules(), d.batch_limits());
+    let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules.clone(), d.batch);
     loaded.devices.iter().map(of).collect()
 }
 
@@ -287,6 +287,6 @@ pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
     let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
-    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files() };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls.clone() };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }
