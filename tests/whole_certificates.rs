@@ -246,11 +246,11 @@ fn the_gateway_enrols_shows_its_certificate_to_a_broker_and_renews_it_while_conn
     assert_keys_are_private(&site.data().join("identity"), 1);
 
     // Renewed with the old certificate, while the connection stays.
+    eventually("another certificate", SOON * 3, || (identity(&site)? != first).then_some(()));
     events.wait_for("the renewal", SOON * 3, |message| {
         let told = body(&message.payload);
         told["kind"] == "identity-granted" && told["message"].as_str().is_some_and(|text| text.contains("renewed"))
     });
-    eventually("the new certificate in its place", SOON, || (identity(&site)? != first).then_some(()));
     let renewal = est.log().into_iter().rfind(|asked| asked.act == "simplereenroll").expect("it was asked for");
     assert_eq!((renewal.mutual, renewal.credentials), (true, None), "by mutual TLS, and without the token");
     let closed = |line: &str| line.contains("u'gw-7'");
