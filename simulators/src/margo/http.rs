@@ -271,7 +271,7 @@ async fn one(
 ) -> Result<Response<Body>, HungUp> {
     let (head, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(Body::new(body), MAX_BODY).await else {
-        return Ok(Answer::new(413).into_response(Manner::default()));
+        return Ok(Answer::new(413).into_response(&Manner::default()));
     };
     let ask = Ask {
         method: head.method,
@@ -293,5 +293,5 @@ async fn one(
     if manner.reset || manner.hang_up {
         return Err(HungUp);
     }
-    Ok(answer.into_response(manner))
+    Ok(answer.into_response(&manner))
 }

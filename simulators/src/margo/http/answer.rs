@@ -31,7 +31,7 @@ pub(crate) struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
-    pub manner: Manner,
+    pub manner: Box<Manner>,
 }
 
 impl Answer {
@@ -57,7 +57,7 @@ impl Answer {
         self
     }
 
-    pub fn into_response(self, manner: Manner) -> Response<Body> {
+    pub fn into_response(self, manner: &Manner) -> Response<Body> {
         let whole = self.body.len();
         let body = if manner.dribble.is_some() || manner.truncate.is_some() {
             let (piece, pause) = manner.dribble.unwrap_or((usize::MAX, Duration::ZERO));
