@@ -1,5 +1,6 @@
 //! The simulated fleet manager (1.0.0-rc.3) against its reference, through an ordinary HTTPS client.
 #![cfg(feature = "margo")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 mod margo_support;
 
