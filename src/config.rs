@@ -40,7 +40,7 @@ pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
 pub use gateway::LOCAL;
-pub use into_broker::IntoBrokerError;
+pub use into_broker::{IntoBrokerError, PLANT_SLOT, TlsContext};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};

@@ -2,11 +2,12 @@
 //! `Config` of its own, the reader fills that one; types here are for what only becomes one with the data directory,
 //! certificates or hashed passwords (the `into_*` files), and for what belongs to no module.
 
+mod certificates;
 mod device;
 mod gateway;
 
+pub use certificates::{Certificates, Est, Pki, ServerTls};
 pub use device::Device;
 pub use gateway::{
-    Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, ServerTls, Store, SyncMode,
-    Uplink, User,
+    Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, Store, SyncMode, Uplink, User,
 };

@@ -1,9 +1,10 @@
 //! Everything in `fieldgate.toml` but the defaults of devices.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::model::GatewayId;
 use crate::northbound::ConsumerConfig;
@@ -29,6 +30,10 @@ pub struct Gateway {
     pub otlp: Option<OtlpConfig>,
     /// `[limits]`
     pub limits: Limits,
+    /// `[pki]`
+    pub pki: Pki,
+    /// `[est]`; `None` enrols nowhere.
+    pub est: Option<Est>,
 }
 
 /// `[gateway]`
@@ -90,21 +95,6 @@ pub enum FullPolicy {
     ThinOut(u32),
 }
 
-/// Certificates of a listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerTls {
-    /// Certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Private key, PEM.
-    pub key: PathBuf,
-    /// Authorities whose client certificates are accepted, PEM.
-    pub client_ca: Option<PathBuf>,
-    /// Revoked client certificates, PEM.
-    pub crl: Option<PathBuf>,
-    /// Refuse clients without a certificate.
-    pub require_client_cert: bool,
-}
-
 /// `[broker]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
@@ -124,6 +114,21 @@ pub struct Broker {
     pub snapshot_interval: Duration,
     /// How often the broker proves by a connection to itself that it serves, 1 s to 1 h.
     pub probe_interval: Duration,
+}
+
+impl Broker {
+    /// Whether a listener has its certificate from the plant's authority.
+    pub fn uses_plant(&self) -> bool {
+        let of_plant = |tls: &ServerTls| tls.certificates == Certificates::Plant;
+        self.listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(of_plant))
+    }
+
+    /// The same but for who gets in and what he may do: what a running broker cannot take.
+    pub fn without_access(&self) -> Self {
+        let deny = Access::Deny;
+        let (users, acl) = (Vec::new(), Vec::new());
+        Self { users, acl, authenticated_access: deny, anonymous_access: deny, ..self.clone() }
+    }
 }
 
 /// `[[broker.listener]]`
@@ -213,6 +218,20 @@ pub struct Uplink {
     pub consumer: ConsumerConfig,
     /// Files for TLS; `None` when no server is spoken to over TLS.
     pub tls: Option<ClientTlsFiles>,
+    /// Its certificate and key are those that `[est]` enrolled.
+    pub enrolled: bool,
+}
+
+impl Uplink {
+    /// Files for TLS, of which `enrolled` holds the gateway's enrolled identity.
+    pub fn tls_files(&self, enrolled: &Path) -> Option<ClientTlsFiles> {
+        let mut files = self.tls.clone()?;
+        if self.enrolled {
+            files.certificate = Some(enrolled.join("current/cert.pem"));
+            files.key = Some(enrolled.join("current/key.pem"));
+        }
+        Some(files)
+    }
 }
 
 impl Gateway {
@@ -238,7 +257,9 @@ pub struct Limits {
 #[cfg(test)]
 mod tests {
     use crate::broker;
-    use crate::config::load_with;
+    use crate::config::{TlsContext, load_with};
+    use crate::platform::clock::SystemClock;
+    use crate::security::pki::BelievedTime;
 
     /// What passed the checks here passes those of the modules.
     #[test]
@@ -254,6 +275,8 @@ mod tests {
                 "fieldgate.toml",
                 "secrets/scada",
                 "secrets/otlp",
+                "secrets/est",
+                "tls/est-root.pem",
                 "tls/site-ca.pem",
                 "tls/client.pem",
                 "tls/client.key",
@@ -269,9 +292,12 @@ mod tests {
             assert_eq!(gateway.uplinks.len(), uplinks);
             for uplink in &gateway.uplinks {
                 assert_eq!(uplink.consumer.check(), Ok(()));
-                assert!(uplink.tls.is_some());
+                assert!(uplink.tls_files(dir.path()).is_some());
             }
-            let config: broker::Config = gateway.broker.as_ref().unwrap().config().unwrap_or_else(|e| panic!("{e}"));
+            let time = BelievedTime::new(SystemClock::shared(), 0);
+            let context = TlsContext { pki: dir.path().to_owned(), time };
+            let broker = gateway.broker.as_ref().unwrap();
+            let config: broker::Config = broker.config(&context).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.snapshot_interval.as_secs(), 600);
             assert_eq!(gateway.store.config(dir.path()).quota_bytes, gateway.store.max_size);
         }

@@ -10,7 +10,7 @@ use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::secret::twice;
 use crate::config::tree::Item;
-use crate::config::value::{choice, host_port, line, millis, size};
+use crate::config::value::{boolean, choice, host_port, line, millis, size};
 use crate::model::is_unreserved;
 use crate::northbound::{ServerUrl, UplinkConfig, Version};
 use crate::security::ClientTlsFiles;
@@ -19,11 +19,11 @@ const VERSIONS: &[(&str, Version)] = &[("3.1.1", Version::V311), ("5", Version::
 /// The system's authorities on Debian and its kin.
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-pub(super) fn read(root: &Reader<'_>, gateway: &Identity) -> Vec<Uplink> {
+pub(super) fn read(root: &Reader<'_>, gateway: &Identity, enrols: bool) -> Vec<Uplink> {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
     let mut uplinks = Vec::new();
     for reader in root.tables("uplink", "uplink") {
-        let Some(uplink) = uplink(&reader, gateway) else { continue };
+        let Some(uplink) = uplink(&reader, gateway, enrols) else { continue };
         if let Some(first) = seen.insert(uplink.consumer.name.clone(), reader.place("name").clone()) {
             reader.error("name", twice("uplink", &uplink.consumer.name, &first));
         }
@@ -32,7 +32,7 @@ pub(super) fn read(root: &Reader<'_>, gateway: &Identity) -> Vec<Uplink> {
     uplinks
 }
 
-fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
+fn uplink(reader: &Reader<'_>, gateway: &Identity, enrols: bool) -> Option<Uplink> {
     let name = reader.required("name", "name = \"site\"", name);
     let servers = reader.list("servers", server).unwrap_or_default();
     if servers.is_empty() {
@@ -40,7 +40,7 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
         reader.context.error(reader.place("servers"), reader.key("servers"), text);
     }
     let encrypted = servers.iter().any(|s| s.tls);
-    let tls = client_tls(&reader.section("tls", "uplink.tls"));
+    let (tls, enrolled) = client_tls(&reader.section("tls", "uplink.tls"), enrols);
     if reader.has("tls") && !encrypted && !servers.is_empty() {
         reader.error("tls", "is set, but no server is spoken to over TLS; write mqtts:// in `servers`");
     }
@@ -69,7 +69,7 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
     };
     // Every key is asked for, also when the name is missing.
     let consumer = consumer::uplink(reader, name.clone().unwrap_or_default(), topics, reached);
-    name.map(|_| Uplink { consumer, tls: encrypted.then_some(tls) })
+    name.map(|_| Uplink { consumer, tls: encrypted.then_some(tls), enrolled })
 }
 
 fn packet_size(item: &Item) -> Result<usize, String> {
@@ -105,18 +105,27 @@ fn server(item: &Item) -> Result<ServerUrl, String> {
     Ok(ServerUrl { tls, host, port })
 }
 
-fn client_tls(section: &Reader<'_>) -> ClientTlsFiles {
+/// Files, and whether the identity among them is the enrolled one.
+fn client_tls(section: &Reader<'_>, enrols: bool) -> (ClientTlsFiles, bool) {
+    let enrolled = section.or("enrolled", false, boolean);
+    if enrolled && !enrols {
+        section.error("enrolled", "needs an [est] section: it says where the gateway gets its certificate");
+    }
+    if enrolled && (section.has("cert") || section.has("key")) {
+        section.error("enrolled", "cannot stand beside `cert` and `key`; remove one of both");
+    }
     let (ca, cert, key) = (section.file("ca"), section.file("cert"), section.file("key"));
     if section.has("cert") != section.has("key") {
         let there = if section.has("cert") { "cert" } else { "key" };
         section.error(there, "a client certificate needs both `cert` and `key`");
     }
-    ClientTlsFiles {
+    let files = ClientTlsFiles {
         ca: ca.unwrap_or_else(|| PathBuf::from(SYSTEM_CA)),
         certificate: cert,
         key,
         server_name: section.optional("server_name", server_name),
-    }
+    };
+    (files, enrolled)
 }
 
 fn server_name(item: &Item) -> Result<String, String> {
