@@ -14,6 +14,7 @@ mod events;
 mod health;
 mod ingest;
 mod latest;
+mod management;
 mod reload;
 mod sessions;
 mod supervisor;

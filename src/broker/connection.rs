@@ -43,6 +43,8 @@ pub(super) struct Peer {
     pub address: Option<SocketAddr>,
     /// From a verified client certificate.
     pub tls_name: Option<String>,
+    /// Its SHA-256 fingerprint.
+    pub certificate: Option<String>,
     /// Clients without user name and certificate get in.
     pub anonymous: bool,
 }

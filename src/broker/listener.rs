@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use super::Listener;
 use super::connection::{Peer, serve};
 use super::embedded::Shared;
-use crate::security::peer_name;
+use crate::security::{peer_fingerprint, peer_name};
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, listener:
         let _seat = seat;
         prepare(&stream);
         let stopped = shared.stop.clone();
-        let peer = Peer { address: Some(address), tls_name: None, anonymous: listener.anonymous };
+        let peer = Peer { address: Some(address), tls_name: None, certificate: None, anonymous: listener.anonymous };
         match &listener.tls {
             None => serve(shared, stream, peer).await,
             Some(tls) => {
@@ -108,9 +108,9 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, listener:
                 };
                 match handshake {
                     Ok(Ok(stream)) => {
-                        let tls_name =
-                            stream.get_ref().1.peer_certificates().and_then(|chain| peer_name(chain.first()?));
-                        serve(shared, stream, Peer { tls_name, ..peer }).await;
+                        let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        let (tls_name, certificate) = (leaf.and_then(peer_name), leaf.map(peer_fingerprint));
+                        serve(shared, stream, Peer { tls_name, certificate, ..peer }).await;
                     }
                     Ok(Err(error)) => refused(&shared, address, &error),
                     Err(late) => refused(&shared, address, &late),

@@ -135,8 +135,13 @@ async fn admit(shared: &Shared, connect: &Connect, peer: &Peer) -> Result<(Arc<I
         return Err(Refusal::NotAuthorised);
     }
     let client_id = if connect.client_id.is_empty() { assigned_id() } else { connect.client_id.clone() };
-    let identity =
-        Identity { client_id: client_id.into(), user, address: peer.address, tls_name: peer.tls_name.clone() };
+    let identity = Identity {
+        client_id: client_id.into(),
+        user,
+        address: peer.address,
+        tls_name: peer.tls_name.clone(),
+        certificate: peer.certificate.clone(),
+    };
     let acl = if peer.address.is_some() { gate.acl.client(&identity) } else { Acl::default().client(&identity) };
     if connect.will.as_ref().is_some_and(|will| !acl.may_publish(&will.topic)) {
         return Err(Refusal::WillTopic);
