@@ -41,6 +41,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::security::CertificateId;
+
 pub use acl::{Access, Acl, AclRule, Who};
 pub use config::{AclError, Config, ConfigError, Limits, Listener, User};
 pub use embedded::{BrokerError, EmbeddedBroker};
@@ -112,8 +114,8 @@ pub struct Identity {
     /// Name in the verified client certificate: `device:` and the id for one that the plant issued to a device; else the
     /// common name, else the first DNS, mail or URI alternative name.
     pub tls_name: Option<String>,
-    /// SHA-256 fingerprint of the verified client certificate, lower-case hexadecimal.
-    pub certificate: Option<String>,
+    /// Which verified client certificate that is.
+    pub certificate: Option<CertificateId>,
 }
 
 impl Identity {

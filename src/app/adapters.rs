@@ -84,7 +84,6 @@ fn inbound(message: broker::Inbound) -> northbound::Inbound {
     let sender = northbound::Sender {
         name: client.name().unwrap_or("anonymous").to_owned(),
         address: client.address.map_or_else(String::new, |address| address.ip().to_string()),
-        certificate: client.certificate.clone(),
     };
     northbound::Inbound {
         topic: message.topic,

@@ -16,6 +16,7 @@ use super::health::HealthDesk;
 use super::management::{Fleet, take_files};
 use super::sessions::Sessions;
 use super::wire::wanted;
+use crate::broker::{self, EmbeddedBroker};
 use crate::config::watch::{POLL_INTERVAL, Watcher};
 use crate::config::{self, Loaded, diff::diff};
 use crate::contract::v1::event::Severity;
@@ -24,6 +25,9 @@ use crate::platform::notify;
 use crate::telemetry::LogHandle;
 
 type Outcome = Result<String, String>;
+
+/// Whose standing problems these are, in health.
+const CONFIGURATION: &str = "configuration";
 
 /// Asks for a reload. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -76,6 +80,8 @@ pub struct Reloader {
     pub management: Management,
     /// What runs.
     pub fleet: Fleet,
+    /// The embedded broker, for users and rules.
+    pub broker: Option<EmbeddedBroker>,
     /// Where standing problems are shown.
     pub health: HealthDesk,
     /// Where a reload is reported.
@@ -126,7 +132,7 @@ impl Reloader {
         };
         let changes = diff(&in_force.loaded, &new);
         if changes.is_empty() {
-            self.health.set_problems(Vec::new());
+            self.health.set_problems(CONFIGURATION, Vec::new());
             return Ok("the configuration did not change".to_owned());
         }
         if let Err(error) = self.apply(&in_force.loaded, &new).await {
@@ -134,7 +140,7 @@ impl Reloader {
         }
         let text = changes.to_string();
         let standing = changes.restart.iter().map(|key| format!("[{key}] changed; restart the gateway to use it"));
-        self.health.set_problems(standing.collect());
+        self.health.set_problems(CONFIGURATION, standing.collect());
         in_force.loaded = new;
         tracing::info!("configuration reloaded: {text}");
         self.events.report(Severity::Info, "configuration-reloaded", "", text.clone()).await;
@@ -144,13 +150,14 @@ impl Reloader {
     async fn refuse(&self, why: String) -> String {
         tracing::error!("the new configuration is refused, the old one stays in force: {why}");
         let problem = format!("the configuration on disk is refused, the old one stays in force: {why}");
-        self.health.set_problems(vec![problem.clone()]);
+        self.health.set_problems(CONFIGURATION, vec![problem.clone()]);
         self.events.report(Severity::Alarm, "configuration-refused", "", problem).await;
         why
     }
 
     /// What can fail comes first.
     async fn apply(&self, old: &Loaded, new: &Loaded) -> Result<(), String> {
+        let access = self.access(old, new).await?;
         self.logs.set_level(&new.gateway.log.level).map_err(|e| e.to_string())?;
         let mut sessions = self.sessions.lock().await;
         if let Err(error) = sessions.apply(wanted(new)).await {
@@ -160,7 +167,26 @@ impl Reloader {
         }
         self.health.set_consumers(sessions.health());
         drop(sessions);
+        if let (Some(broker), Some((users, acl))) = (&self.broker, access) {
+            broker.set_access(users, acl);
+        }
         take_files(&self.management, &self.fleet, new).await.map_err(|e| e.to_string())?;
         Ok(())
+    }
+
+    /// Users and rules of the embedded broker, if they changed. A password that stayed keeps its hash.
+    async fn access(&self, old: &Loaded, new: &Loaded) -> Result<Option<(Vec<broker::User>, broker::Acl)>, String> {
+        let (Some(running), Some(before), Some(after)) =
+            (self.broker.clone(), old.gateway.broker.clone(), new.gateway.broker.clone())
+        else {
+            return Ok(None);
+        };
+        if before == after {
+            return Ok(None);
+        }
+        let hashed = tokio::task::spawn_blocking(move || {
+            after.access(|user| before.users.contains(user).then(|| running.password_hash(&user.name)).flatten())
+        });
+        hashed.await.map_err(|e| e.to_string())?.map(Some).map_err(|e| e.to_string())
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::adapters::RetainedInState;
 use super::admin_service::{AdminService, device_lines, point_lines};
+use super::certificates::{Certificates, identity_directory};
 use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
@@ -77,10 +78,15 @@ impl Gateway {
         let epoch = store.state().next_epoch().await.map_err(|e| failed("state store")(&e))?;
         let events = EventLog::new(store.clone(), clock.clone());
 
+        // Certificates before anything that listens or connects with them.
+        let certificates =
+            Certificates::prepare(&loaded.gateway, &clock).await.map_err(|e| failed("certificates")(&e))?;
+        let tls = certificates.tls().clone();
+
         // The embedded broker, if there is one.
         let broker = match &loaded.gateway.broker {
             Some(section) => {
-                let config = section.config().map_err(|e| failed("embedded broker")(&e))?;
+                let config = section.config(&tls).map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)
@@ -114,7 +120,7 @@ impl Gateway {
             notices: notice,
             clock: clock.clone(),
         };
-        let mut sessions = Sessions::new(store.clone(), context, broker.clone());
+        let mut sessions = Sessions::new(store.clone(), context, broker.clone(), tls.time.clone());
         sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
         sessions.release_unknown().await;
 
@@ -187,6 +193,7 @@ impl Gateway {
             let health = health.clone();
             Arc::new(move || health.measurements())
         });
+        certificates.start(&mut supervisor, &events, &health);
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
         supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
@@ -199,6 +206,7 @@ impl Gateway {
             sessions: tokio::sync::Mutex::new(sessions),
             management: management.clone(),
             fleet,
+            broker: broker.clone(),
             health: health.clone(),
             events,
             logs: telemetry.logs.clone(),
@@ -286,6 +294,7 @@ fn create_private(directory: &Path) -> Result<(), String> {
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
     let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
-    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files() };
+    let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
+    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files(&enrolled) };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

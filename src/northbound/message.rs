@@ -55,8 +55,6 @@ pub struct Sender {
     pub name: String,
     /// Address it connects from; may be empty.
     pub address: String,
-    /// SHA-256 fingerprint of its client certificate, lower-case hexadecimal.
-    pub certificate: Option<String>,
 }
 
 /// A message that a client published to the gateway.

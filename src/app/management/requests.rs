@@ -47,11 +47,13 @@ pub async fn run(
 
 /// Who asks, as far as his broker proved it.
 fn actor(origin: &Origin) -> Actor {
+    let device = origin.sender.name.strip_prefix(DEVICE).and_then(|id| DeviceId::new(id).ok());
     Actor {
         name: origin.name(),
         from: origin.sender.address.clone(),
-        device: origin.sender.name.strip_prefix(DEVICE).and_then(|id| DeviceId::new(id).ok()),
-        certificate: origin.sender.certificate.clone(),
+        // The name that the plant's authority certified: it outlives renewals.
+        certificate: device.is_some().then(|| origin.sender.name.clone()),
+        device,
     }
 }
 
@@ -63,7 +65,7 @@ mod tests {
     #[test]
     fn a_device_is_known_by_the_name_that_only_a_certificate_gives() {
         let of = |name: &str| {
-            let sender = Sender { name: name.to_owned(), address: "192.0.2.4".to_owned(), certificate: None };
+            let sender = Sender { name: name.to_owned(), address: "192.0.2.4".to_owned() };
             actor(&Origin { consumer: "local".to_owned(), sender })
         };
         assert_eq!(of("anna").name, "mqtt:local:anna");
