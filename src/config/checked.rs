@@ -7,7 +7,7 @@ mod device;
 mod gateway;
 
 pub use certificates::{Certificates, Est, Pki, ServerTls};
-pub use device::Device;
+pub use device::{Device, Group};
 pub use gateway::{
     Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, Store, SyncMode, Uplink, User,
 };

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::Device;
+use super::checked::{Device, Group};
 use super::problem::Place;
 use super::reader::{Context, Reader};
 use super::secret::twice;
@@ -19,7 +19,7 @@ use super::tree::{Item, Node, Table};
 use super::value::{boolean, cell_number, choice, duration, id, line, millis, number, unsigned};
 use crate::model::{self, DeviceId, Tier};
 use crate::pipeline::{BatchLimits, Deadband};
-use crate::southbound::{self, DriverConfig, RateGroup};
+use crate::southbound::{self, DriverConfig};
 use layers::Layers;
 pub(super) use layers::read_toml;
 use point::{CheckedPoint, When};
@@ -120,7 +120,7 @@ fn read_device(
     let checked = Device {
         model: Arc::new(device),
         file: file.to_owned(),
-        groups: groups.into_iter().map(|g| g.rate).collect(),
+        groups,
         rules: points.iter().map(|p| p.rule.clone()).collect(),
         batch: common.batch,
         driver: DriverConfig::Modbus(modbus.with_points(points.into_iter().map(|p| p.driver).collect())?),
@@ -221,12 +221,6 @@ fn checked_points(
     rows.iter().enumerate().filter_map(read).collect()
 }
 
-/// Points with one rate, and the name of their group in the file if they say one.
-struct Group {
-    name: Option<String>,
-    rate: RateGroup,
-}
-
 /// Points by rate: one group per name, and one per rate of points without a group.
 fn groups(points: &[CheckedPoint], common: &Common) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
@@ -236,9 +230,9 @@ fn groups(points: &[CheckedPoint], common: &Common) -> Vec<Group> {
             When::Every(every) => (None, *every),
             When::Group(name) => (Some(name.clone()), common.groups.get(name).map_or(common.rate, |(every, _)| *every)),
         };
-        match groups.iter_mut().find(|g| g.name == name && g.rate.every == every) {
-            Some(group) => group.rate.points.push(index as u32),
-            None => groups.push(Group { name, rate: RateGroup { every, points: vec![index as u32] } }),
+        match groups.iter_mut().find(|g| g.name == name && g.every == every) {
+            Some(group) => group.points.push(index as u32),
+            None => groups.push(Group { name, every, points: vec![index as u32] }),
         }
     }
     groups

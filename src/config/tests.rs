@@ -155,8 +155,9 @@ fn rates_make_groups_and_write_only_points_are_in_none() {
         .concat()
     );
     let loaded = loaded(MAIN, &[("devices/d.toml", &text)]);
-    let groups: Vec<_> = loaded.devices[0].groups.iter().map(|g| (g.every.as_millis(), g.points.clone())).collect();
-    assert_eq!(groups, [(2_000, vec![0, 2]), (100, vec![1, 4]), (3_600_000, vec![5])]);
+    let groups: Vec<_> =
+        loaded.devices[0].groups.iter().map(|g| (g.name.as_deref(), g.every.as_millis(), g.points.clone())).collect();
+    assert_eq!(groups, [(None, 2_000, vec![0, 2]), (Some("fast"), 100, vec![1, 4]), (None, 3_600_000, vec![5])]);
 }
 
 #[test]

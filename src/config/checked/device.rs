@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model;
 use crate::pipeline::{BatchLimits, PointRule};
@@ -15,7 +16,7 @@ pub struct Device {
     /// The file that declares it.
     pub file: PathBuf,
     /// Points that are read together, by rate; write-only points are in none.
-    pub groups: Vec<RateGroup>,
+    pub groups: Vec<Group>,
     /// What happens to values, parallel to the points.
     pub rules: Vec<PointRule>,
     /// When a batch is closed.
@@ -24,10 +25,22 @@ pub struct Device {
     pub driver: DriverConfig,
 }
 
+/// Points with one rate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Name in the file; `None` for points that carry the device's or their own rate.
+    pub name: Option<String>,
+    /// Time from scan to scan, 50 ms to 24 h.
+    pub every: Duration,
+    /// Indices of points, ascending.
+    pub points: Vec<u32>,
+}
+
 impl Device {
-    /// What the southbound side needs to know of this device.
+    /// What the southbound side needs to know of this device, which is not how its groups are named.
     pub fn southbound(&self) -> DeviceConfig {
-        DeviceConfig { device: self.model.clone(), groups: self.groups.clone(), driver: self.driver.clone() }
+        let groups = self.groups.iter().map(|g| RateGroup { every: g.every, points: g.points.clone() });
+        DeviceConfig { device: self.model.clone(), groups: groups.collect(), driver: self.driver.clone() }
     }
 }
 
