@@ -108,6 +108,10 @@ impl Listener {
         self.address
     }
 
+    pub fn down(&self) -> Down {
+        self.wanted.borrow().1
+    }
+
     /// Returns when it is so.
     pub async fn set_down(&self, down: Down) -> Result<(), MargoSimError> {
         let mut order = 0;
