@@ -16,6 +16,7 @@ mod ingest;
 mod latest;
 mod reload;
 mod sessions;
+mod settings;
 mod supervisor;
 mod usage;
 mod watchdog;
