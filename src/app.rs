@@ -8,6 +8,7 @@
 
 mod adapters;
 mod admin_service;
+pub mod certificates;
 mod commands;
 mod devices;
 mod events;

@@ -41,6 +41,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::security::CertificateId;
+
 pub use acl::{Access, Acl, AclRule, Who};
 pub use config::{AclError, Config, ConfigError, Limits, Listener, User};
 pub use embedded::{BrokerError, EmbeddedBroker};
@@ -111,6 +113,8 @@ pub struct Identity {
     pub address: Option<SocketAddr>,
     /// Name in the verified client certificate: common name, else the first DNS, mail or URI alternative name.
     pub tls_name: Option<String>,
+    /// Which verified client certificate that is.
+    pub certificate: Option<CertificateId>,
 }
 
 impl Identity {

@@ -19,6 +19,7 @@ use super::ingest::Control;
 use super::latest::Latest;
 use super::sessions::Sessions;
 use super::wire::{directory, drivers, models, pipelines, wanted};
+use crate::broker::{self, EmbeddedBroker};
 use crate::config::watch::{POLL_INTERVAL, Watcher};
 use crate::config::{self, Loaded, diff::diff};
 use crate::contract::v1::event::Severity;
@@ -29,6 +30,9 @@ use crate::southbound::Southbound;
 use crate::telemetry::LogHandle;
 
 type Outcome = Result<String, String>;
+
+/// Whose standing problems these are, in health.
+const CONFIGURATION: &str = "configuration";
 
 /// Asks for a reload. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -91,6 +95,8 @@ pub struct Reloader {
     pub scalings: Scalings,
     /// Who executes commands.
     pub commands: CommandService,
+    /// The embedded broker, for users and rules.
+    pub broker: Option<EmbeddedBroker>,
     /// Where standing problems are shown.
     pub health: HealthDesk,
     /// Where a reload is reported.
@@ -141,7 +147,7 @@ impl Reloader {
         };
         let changes = diff(&in_force.loaded, &new);
         if changes.is_empty() {
-            self.health.set_problems(Vec::new());
+            self.health.set_problems(CONFIGURATION, Vec::new());
             return Ok("the configuration did not change".to_owned());
         }
         if let Err(error) = self.apply(&in_force.loaded, &new).await {
@@ -149,7 +155,7 @@ impl Reloader {
         }
         let text = changes.to_string();
         let standing = changes.restart.iter().map(|key| format!("[{key}] changed; restart the gateway to use it"));
-        self.health.set_problems(standing.collect());
+        self.health.set_problems(CONFIGURATION, standing.collect());
         in_force.loaded = new;
         tracing::info!("configuration reloaded: {text}");
         self.events.report(Severity::Info, "configuration-reloaded", "", text.clone()).await;
@@ -159,7 +165,7 @@ impl Reloader {
     async fn refuse(&self, why: String) -> String {
         tracing::error!("the new configuration is refused, the old one stays in force: {why}");
         let problem = format!("the configuration on disk is refused, the old one stays in force: {why}");
-        self.health.set_problems(vec![problem.clone()]);
+        self.health.set_problems(CONFIGURATION, vec![problem.clone()]);
         self.events.report(Severity::Alarm, "configuration-refused", "", problem).await;
         why
     }
@@ -169,6 +175,7 @@ impl Reloader {
     /// Drivers name points by their place in the device's list. Therefore devices that change rest while pipelines and
     /// scalings are exchanged: no value is taken for that of another point, and nothing is written to another register.
     async fn apply(&self, old: &Loaded, new: &Loaded) -> Result<(), String> {
+        let access = self.access(old, new).await?;
         self.logs.set_level(&new.gateway.log.level).map_err(|e| e.to_string())?;
         let mut sessions = self.sessions.lock().await;
         if let Err(error) = sessions.apply(wanted(new)).await {
@@ -178,6 +185,9 @@ impl Reloader {
         }
         self.health.set_consumers(sessions.health());
         drop(sessions);
+        if let (Some(broker), Some((users, acl))) = (&self.broker, access) {
+            broker.set_access(users, acl);
+        }
         self.directory.send_replace(Arc::new(directory(new)));
         self.latest.set_devices(new.devices.iter().map(|d| &d.model));
         self.desk.declare(&models(new)).await?;
@@ -199,5 +209,21 @@ impl Reloader {
         let applied = self.southbound.apply(after).await;
         tracing::debug!(?applied, "devices");
         Ok(())
+    }
+
+    /// Users and rules of the embedded broker, if they changed. A password that stayed keeps its hash.
+    async fn access(&self, old: &Loaded, new: &Loaded) -> Result<Option<(Vec<broker::User>, broker::Acl)>, String> {
+        let (Some(running), Some(before), Some(after)) =
+            (self.broker.clone(), old.gateway.broker.clone(), new.gateway.broker.clone())
+        else {
+            return Ok(None);
+        };
+        if before == after {
+            return Ok(None);
+        }
+        let hashed = tokio::task::spawn_blocking(move || {
+            after.access(|user| before.users.contains(user).then(|| running.password_hash(&user.name)).flatten())
+        });
+        hashed.await.map_err(|e| e.to_string())?.map(Some).map_err(|e| e.to_string())
     }
 }

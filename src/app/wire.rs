@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::adapters::RetainedInState;
 use super::admin_service::{AdminService, device_lines, point_lines};
+use super::certificates::{Certificates, identity_directory};
 use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
@@ -79,10 +80,15 @@ impl Gateway {
         let epoch = store.state().next_epoch().await.map_err(|e| failed("state store")(&e))?;
         let events = EventLog::new(store.clone(), clock.clone());
 
+        // Certificates before anything that listens or connects with them.
+        let certificates =
+            Certificates::prepare(&loaded.gateway, &clock).await.map_err(|e| failed("certificates")(&e))?;
+        let tls = certificates.tls().clone();
+
         // The embedded broker, if there is one.
         let broker = match &loaded.gateway.broker {
             Some(section) => {
-                let config = section.config().map_err(|e| failed("embedded broker")(&e))?;
+                let config = section.config(&tls).map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)
@@ -117,7 +123,7 @@ impl Gateway {
             clock: clock.clone(),
             settings,
         };
-        let mut sessions = Sessions::new(store.clone(), context, broker.clone());
+        let mut sessions = Sessions::new(store.clone(), context, broker.clone(), tls.time.clone());
         sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
         sessions.release_unknown().await;
 
@@ -152,6 +158,7 @@ impl Gateway {
             let health = health.clone();
             Arc::new(move || health.measurements())
         });
+        certificates.start(&mut supervisor, &events, &health);
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
         supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
@@ -183,6 +190,7 @@ impl Gateway {
             desk,
             scalings,
             commands: command_service,
+            broker: broker.clone(),
             health: health.clone(),
             events,
             logs: telemetry.logs.clone(),
@@ -291,6 +299,7 @@ pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
     let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
-    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files() };
+    let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
+    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files(&enrolled) };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

@@ -138,6 +138,11 @@ impl Acl {
 }
 
 impl ClientAcl {
+    /// Nothing is allowed: for a client that is on its way out.
+    pub fn nothing() -> Self {
+        Self { rules: Vec::new(), default: Access::Deny }
+    }
+
     /// Whether the client may publish to `topic`. Names that begin with `$` are the broker's own.
     pub fn may_publish(&self, topic: &str) -> bool {
         if topic.starts_with('$') {

@@ -1,8 +1,11 @@
 //! The name in a verified certificate.
 
-use rustls::pki_types::CertificateDer;
+use std::sync::Arc;
+
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
 
 /// The common name of the subject, else the first DNS, mail or URI alternative name. Only for a certificate that was
 /// verified; `None` when it has no such name or an empty one.
@@ -17,6 +20,37 @@ pub fn peer_name(certificate: &CertificateDer<'_>) -> Option<String> {
             _ => None,
         })
     })
+}
+
+/// Which certificate it is: issuer and serial number, as revocation lists name it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct CertificateId(Arc<[u8]>);
+
+impl std::fmt::Debug for CertificateId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CertificateId(…)")
+    }
+}
+
+impl CertificateId {
+    /// That of `certificate`; `None` when it cannot be read.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        Some(Self::new(certificate.issuer().as_raw(), certificate.raw_serial()))
+    }
+
+    /// Serial numbers differ in leading zeros only between encoders.
+    fn new(issuer: &[u8], serial: &[u8]) -> Self {
+        let first = serial.iter().position(|&octet| octet != 0).unwrap_or(serial.len());
+        Self([issuer, &serial[first..]].concat().into())
+    }
+
+    /// All that a revocation list names; none when it cannot be read.
+    pub(super) fn of_list(list: &CertificateRevocationListDer<'_>) -> Vec<Self> {
+        let Ok((_, list)) = CertificateRevocationList::from_der(list) else { return Vec::new() };
+        let issuer = list.issuer().as_raw();
+        list.iter_revoked_certificates().map(|revoked| Self::new(issuer, revoked.raw_serial())).collect()
+    }
 }
 
 #[cfg(test)]
