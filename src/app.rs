@@ -15,6 +15,7 @@ mod events;
 mod health;
 mod ingest;
 mod latest;
+mod management;
 mod reload;
 mod sessions;
 mod settings;

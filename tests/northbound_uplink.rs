@@ -108,7 +108,7 @@ impl Uplink {
     /// The next request and its correlation id.
     async fn request(&mut self) -> (String, Request) {
         let request = timeout(LONG, self.requests.recv()).await.expect("a request in time").unwrap();
-        let RequestKind::Command { command, .. } = &request.kind;
+        let RequestKind::Command { command, .. } = &request.kind else { panic!("a command") };
         (command.correlation_id.clone(), request)
     }
 
