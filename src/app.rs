@@ -8,14 +8,17 @@
 
 mod adapters;
 mod admin_service;
+pub mod certificates;
 mod commands;
 mod devices;
 mod events;
 mod health;
 mod ingest;
 mod latest;
+mod management;
 mod reload;
 mod sessions;
+mod settings;
 mod supervisor;
 mod usage;
 mod watchdog;
