@@ -18,6 +18,7 @@ mod latest;
 mod management;
 mod reload;
 mod sessions;
+mod settings;
 mod supervisor;
 mod usage;
 mod watchdog;
