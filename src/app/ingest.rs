@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::devices::DeviceDesk;
 use super::latest::Latest;
 use crate::contract::{ContractMessage, Encoding, telemetry};
+use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
-use crate::platform::clock::SharedClock;
+use crate::platform::clock::{Boot, SharedClock};
 use crate::southbound::{Scan, Update};
 use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
 
@@ -59,6 +60,7 @@ pub struct Ingest {
     store: Store,
     latest: Latest,
     desk: DeviceDesk,
+    watcher: Watcher,
     clock: SharedClock,
     stats: Arc<IngestStats>,
     /// When the first of the batches being filled is due, on the monotonic clock.
@@ -67,16 +69,18 @@ pub struct Ingest {
 
 impl Ingest {
     /// A task that starts with these pipelines.
+    #[allow(clippy::too_many_arguments, reason = "the neighbours of one task, named once where it is made")]
     pub fn new(
         pipelines: Vec<DevicePipeline>,
         store: Store,
         latest: Latest,
         desk: DeviceDesk,
+        watcher: Watcher,
         clock: SharedClock,
         stats: Arc<IngestStats>,
     ) -> Self {
         let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
-        Self { pipelines, store, latest, desk, clock, stats, due_ns: None }
+        Self { pipelines, store, latest, desk, watcher, clock, stats, due_ns: None }
     }
 
     /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
@@ -141,8 +145,8 @@ impl Ingest {
                 Ok(Vec::new())
             }
             Update::Identity { device, identity } => {
-                self.desk.identified(&device, &identity).await?;
-                self.latest.identity(&device, identity);
+                self.latest.identity(&device, identity.clone());
+                self.desk.identified(&device, identity).await;
                 Ok(Vec::new())
             }
         }
@@ -151,6 +155,11 @@ impl Ingest {
     fn scan(&mut self, scan: Scan) -> Vec<Batch> {
         let Some(pipeline) = self.pipelines.get_mut(&scan.device) else { return Vec::new() };
         self.stats.read.fetch_add(scan.results.len() as u64, Ordering::Relaxed);
+        let observed = scan.results.iter().map(|r| {
+            let value = r.outcome.as_ref().ok().and_then(|raw| pipeline.number(r.point, raw));
+            (r.point, Observed { mono_ns: scan.at.mono_ns, good: r.outcome.is_ok(), value })
+        });
+        self.watcher.scan(pipeline.device(), observed);
         let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
         let batches = pipeline.scan(inputs, scan.at);
         self.due_ns = self.due_ns.into_iter().chain(pipeline.due_ns()).min();
@@ -187,11 +196,11 @@ impl Ingest {
         if batches.is_empty() {
             return Ok(());
         }
-        let mut records = Vec::with_capacity(batches.len());
+        let (mut records, boot) = (Vec::with_capacity(batches.len()), self.clock.boot());
         for batch in batches {
             self.stats.kept.fetch_add(batch.samples.len() as u64, Ordering::Relaxed);
             let batch = Arc::new(batch);
-            telemetry_records(&batch, &mut records);
+            telemetry_records(&batch, boot, &mut records);
             self.latest.batch(&batch);
         }
         // Not awaited until it is in the log: the store keeps the order, and what a failing disk costs it tells as a gap.
@@ -206,25 +215,25 @@ impl Ingest {
 }
 
 /// One record, or several when the log does not take so large a one: texts of 250 octets in batches of 1,000.
-fn telemetry_records(batch: &Batch, out: &mut Vec<NewRecord>) {
-    let record = telemetry_record(batch);
+fn telemetry_records(batch: &Batch, boot: Boot, out: &mut Vec<NewRecord>) {
+    let record = telemetry_record(batch, boot);
     if record.payload.len() <= MAX_PAYLOAD || batch.samples.len() < 2 {
         return out.push(record);
     }
     let (first, second) = batch.samples.split_at(batch.samples.len() / 2);
     for half in [first, second] {
-        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, out);
+        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, boot, out);
     }
 }
 
-fn telemetry_record(batch: &Batch) -> NewRecord {
+fn telemetry_record(batch: &Batch, boot: Boot) -> NewRecord {
     NewRecord {
         lane: Lane::Bulk,
         kind: RecordKind::Telemetry,
         device: device_hash(batch.device.as_str()),
         ts_ms: batch.at.wall_ms,
         count: batch.samples.len().min(usize::from(u16::MAX)) as u16,
-        payload: telemetry(batch).encode_as(Encoding::Protobuf),
+        payload: telemetry(batch, boot.uptime(batch.at.mono_ns)).encode_as(Encoding::Protobuf),
     }
 }
 
