@@ -8,12 +8,14 @@
 
 mod adapters;
 mod admin_service;
+pub mod certificates;
 mod commands;
 mod devices;
 mod events;
 mod health;
 mod ingest;
 mod latest;
+mod management;
 mod reload;
 mod sessions;
 mod supervisor;

@@ -65,6 +65,9 @@ enum Command {
         /// Link of the first device, such as tcp://192.0.2.7:502.
         #[arg(long)]
         link: Option<String>,
+        /// Make no certificate authority, because the plant brings one along (`fieldgate certs ca --import`).
+        #[arg(long)]
+        no_ca: bool,
     },
     /// List the devices of the running gateway with their state.
     Devices {
@@ -147,10 +150,10 @@ impl Cli {
             Command::Run => Ok(app::run(&config)?),
             Command::Check => configuration::check(&config),
             Command::Explain { device } => configuration::explain(&config, device.as_deref()),
-            Command::Init { directory, id, link } => configuration::init(&directory, &starter::Options { id, link }),
-            Command::Certs { command } => {
-                certs::execute(&data_dir(&config)?, &crate::platform::process::host_id(), command)
+            Command::Init { directory, id, link, no_ca } => {
+                configuration::init(&directory, &starter::Options { id, link }, !no_ca)
             }
+            Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),

@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
-pub use into_broker::IntoBrokerError;
+pub use into_broker::{IntoBrokerError, PLANT_SLOT, TlsContext};
 pub use into_northbound::LOCAL;
 pub use problem::{Place, Problem, Problems, Severity};
 pub use summary::Summary;

@@ -55,9 +55,9 @@ pub use self::config::{
 pub use self::filter::{Filter, Pattern};
 pub use self::health::{ConsumerHealth, Notice, Severity};
 pub use self::local::{LocalClosed, LocalPublisher};
-pub use self::message::{Inbound, Message, Qos, Retain};
+pub use self::message::{Inbound, Message, Qos, Retain, Sender};
 pub use self::publisher::{Directory, PublishError, Publisher};
-pub use self::requests::{MAX_REQUEST, Origin, Receipt, Request, RequestKind};
+pub use self::requests::{MAX_MANAGEMENT, MAX_REQUEST, Origin, Receipt, Request, RequestKind};
 pub use self::schedule::{TimeWindow, TimeWindowError, Usage};
 pub use self::source::{RecordSource, SourceClosed};
 pub use self::uplink::TlsSource;

@@ -12,6 +12,7 @@ use fieldgate::broker::{
     Qos, Retain, RetainedChange, RetainedStore, RetainedStoreError,
 };
 use fieldgate::platform::clock::SystemClock;
+use fieldgate::security::pki::BelievedTime;
 use fieldgate::security::{ClientCertificates, ClientTls, ClientTlsFiles, ServerTls, ServerTlsFiles};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -19,6 +20,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
+
+/// The time of this machine.
+fn believed() -> BelievedTime {
+    BelievedTime::new(SystemClock::shared(), 0)
+}
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -294,7 +300,7 @@ async fn a_new_certificate_is_used_without_a_restart() {
         client_certificates: ClientCertificates::Optional,
         revocation_lists: vec![],
     };
-    let tls = ServerTls::load_every(files, Duration::from_millis(20)).unwrap();
+    let tls = ServerTls::load_every(files, &believed(), Duration::from_millis(20)).unwrap();
     let listener = Listener::tls("127.0.0.1:0".parse().unwrap(), tls);
     let config = Config::new(vec![listener], vec![], Acl::default(), Limits::default()).unwrap();
     let broker = EmbeddedBroker::start(config, MemoryRetained::default(), SystemClock::shared()).await.unwrap();
@@ -302,7 +308,7 @@ async fn a_new_certificate_is_used_without_a_restart() {
     let works = async |trusted: &str| {
         let files =
             ClientTlsFiles { ca: path(trusted), certificate: None, key: None, server_name: Some("localhost".into()) };
-        let tls = ClientTls::load(files).unwrap();
+        let tls = ClientTls::load(files, &believed()).unwrap();
         let stream = TcpStream::connect(address).await.unwrap();
         let Ok(mut stream) = TlsConnector::from(tls.current()).connect(tls.name_for("ignored").unwrap(), stream).await
         else {

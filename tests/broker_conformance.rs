@@ -14,6 +14,7 @@ use fieldgate::broker::{
     Access, Acl, AclRule, Config, EmbeddedBroker, Limits, Listener, LocalBroker, MemoryRetained, User, Who,
 };
 use fieldgate::platform::clock::SystemClock;
+use fieldgate::security::pki::BelievedTime;
 use fieldgate::security::{ClientCertificates, PasswordHash, ServerTls, ServerTlsFiles, hash_password};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
@@ -66,13 +67,16 @@ fn run_script(broker: &str, dir: &Path, ports: [u16; 3]) {
 async fn the_embedded_broker_passes() {
     let dir = tempfile::tempdir().unwrap();
     certificates(dir.path());
-    let tls = ServerTls::load(ServerTlsFiles {
-        certificate: dir.path().join("server.pem"),
-        key: dir.path().join("server.key"),
-        client_ca: Some(dir.path().join("ca.pem")),
-        client_certificates: ClientCertificates::Required,
-        revocation_lists: vec![],
-    })
+    let tls = ServerTls::load(
+        ServerTlsFiles {
+            certificate: dir.path().join("server.pem"),
+            key: dir.path().join("server.key"),
+            client_ca: Some(dir.path().join("ca.pem")),
+            client_certificates: ClientCertificates::Required,
+            revocation_lists: vec![],
+        },
+        &BelievedTime::new(SystemClock::shared(), 0),
+    )
     .unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let rule = |who: &str, access, filter| AclRule::new(Who::parse(who), access, filter).unwrap();

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fieldgate::config::{self, KnownKeys, Loaded, Problems};
@@ -27,12 +28,19 @@ fn reference() -> tempfile::TempDir {
     for file in FILES {
         write(dir.path(), file, &fs::read_to_string(Path::new(REFERENCE).join(file)).unwrap());
     }
-    for file in
-        ["server.pem", "server.key", "clients-ca.pem", "clients-crl.pem", "site-ca.pem", "client.pem", "client.key"]
-    {
+    for file in [
+        "server.pem",
+        "server.key",
+        "clients-ca.pem",
+        "clients-crl.pem",
+        "site-ca.pem",
+        "client.pem",
+        "client.key",
+        "est-root.pem",
+    ] {
         write(dir.path(), &format!("tls/{file}"), "not read by the loader");
     }
-    for file in ["scada", "otlp"] {
+    for file in ["scada", "otlp", "est"] {
         write(dir.path(), &format!("secrets/{file}"), "secret\n");
     }
     dir
@@ -202,5 +210,34 @@ fn the_documentation_names_every_key_and_no_other() {
         let rows: BTreeSet<_> = section.filter_map(|l| l.strip_prefix("| `")?.split('`').next()).collect();
         let keys: BTreeSet<_> = keys.iter().copied().collect();
         assert_eq!(rows, keys, "rows under {heading} (left: documented, right: in the code)");
+    }
+}
+
+/// What `broker-config/` offers to copy is taken as it is, in both of its forms.
+#[test]
+fn the_embedded_broker_s_example_loads() {
+    let example = include_str!("../broker-config/embedded.toml");
+    let alternative = example.replace("\ntls = {", "\n# tls = {").replacen(
+        "# tls = { cert = \"tls/server.pem\", key = \"tls/server.key\", client_ca",
+        "tls = { cert = \"tls/server.pem\", key = \"tls/server.key\", client_ca",
+        1,
+    );
+    let plant = example.replace("\ntls = {", "\n# tls = {").replacen("# tls = { plant", "tls = { plant", 1);
+    for (form, certificates, users) in [(example, false, 2), (&alternative, true, 2), (&plant, true, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), "fieldgate.toml", form);
+        for file in ["tls/server.pem", "tls/server.key", "tls/ca.pem", "tls/ca.crl"] {
+            write(dir.path(), file, "not read by the loader");
+        }
+        for file in ["secrets/scada", "secrets/viewer"] {
+            write(dir.path(), file, "secret\n");
+            fs::set_permissions(dir.path().join(file), fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let (loaded, _) = load(dir.path()).unwrap_or_else(|problems| panic!("{problems}\n{form}"));
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+        let broker = loaded.gateway.broker.unwrap();
+        assert_eq!((broker.listeners.len(), broker.users.len(), broker.acl.len()), (2, users, 3));
+        let tls = broker.listeners[1].tls.as_ref().expect("the network's listener has TLS");
+        assert_eq!(tls.takes_client_certificates(), certificates, "{form}");
     }
 }

@@ -107,7 +107,7 @@ impl Uplink {
     /// The next request and its correlation id.
     async fn request(&mut self) -> (String, Request) {
         let request = timeout(LONG, self.requests.recv()).await.expect("a request in time").unwrap();
-        let RequestKind::Command { command, .. } = &request.kind;
+        let RequestKind::Command { command, .. } = &request.kind else { panic!("a command") };
         (command.correlation_id.clone(), request)
     }
 
@@ -469,8 +469,9 @@ async fn a_message_that_makes_the_broker_disconnect_is_given_up_and_the_rest_flo
     timeout(LONG, store.all_confirmed()).await.unwrap();
     let gap = v1::Gap::decode_as(Encoding::Protobuf, &observer.next_on("/gaps").await.payload).unwrap();
     assert_eq!((gap.reason.as_str(), gap.from_seq, gap.records), ("broker-disconnects", poison, 1));
-    // At least five closed connections; a reset may take confirmations with it and so accuse another one first.
-    assert!((6..=20).contains(&up.until("counted", |h| h.lost == 1).await.connections));
+    // Three that ended with the message alone on the wire, those before in which it was not alone, and the one that holds.
+    let connections = up.until("counted", |h| h.lost == 1).await.connections;
+    assert!((4..=12).contains(&connections), "{connections} connections");
     up.end().await;
 }
 

@@ -284,3 +284,53 @@ fn certificates_open_the_way_in_and_out() {
     assert!(health.1.contains("ertificate"), "{health:?}");
     stop(gateway);
 }
+
+#[test]
+fn users_and_rules_count_at_once_also_for_who_is_connected() {
+    let device = FakeDevice::start(Mode::Well);
+    let users = |names: &[(&str, &str)]| -> String {
+        let user = |(name, password): &(&str, &str)| {
+            format!("[[broker.user]]\nname = \"{name}\"\npassword = \"{password}\"\n\n")
+        };
+        names.iter().map(user).collect()
+    };
+    let rule = |user: &str, topic: &str| {
+        format!("[[broker.acl]]\nuser = \"{user}\"\naccess = \"read\"\ntopics = [\"fieldgate/v1/plant/{topic}\"]\n\n")
+    };
+    let all = [("stays", "one"), ("leaves", "two"), ("changes", "three"), ("narrows", "four")];
+    let site = Site::new(&format!("{}{}", users(&all), rule("*", "#")));
+    site.device("one", device.port(), EAGER, "", POINTS);
+    let gateway = site.start();
+    let client = |name: &str, password: &str, more: &[&str]| {
+        let own = [&["-u", name, "-P", password, "-V", "5", "-i", name][..], more].concat();
+        Subscriber::start(site.port(), "fieldgate/v1/plant/devices/one/telemetry", &own)
+    };
+    let [stays, leaves, changes, narrows] = all.map(|(name, password)| client(name, password, &[]));
+    for subscriber in [&stays, &leaves, &changes, &narrows] {
+        subscriber.wait_for_count(1, SOON);
+    }
+    // One is gone, one has another password, one may not read values any more.
+    let after = [("stays", "one"), ("changes", "another"), ("narrows", "four")];
+    let rules = format!("{}{}{}", rule("stays", "#"), rule("changes", "#"), rule("narrows", "health"));
+    let told = site.subscribe_as("events", &["-u", "stays", "-P", "one"]);
+    site.main_file(&format!("{}{rules}", users(&after)));
+    gateway.signal(Signal::HUP);
+    let told =
+        told.wait_for("that it counts now", SOON, |message| body(&message.payload)["kind"] == "configuration-reloaded");
+    let text = body(&told.payload)["message"].as_str().unwrap_or_default().to_owned();
+    assert!(text.contains("broker users and rules") && !text.contains("next start"), "{text}");
+    // Reason code 0x87 to both, and neither comes back.
+    for subscriber in [&leaves, &changes] {
+        subscriber.wait_for_line("a disconnection", |line| line.contains("DISCONNECT (135)"));
+    }
+    let publishes = |name: &str, password: &str| {
+        publish(site.port(), "x", "1", &["-u", name, "-P", password]).map_err(|error| error.to_lowercase())
+    };
+    assert!(publishes("leaves", "two").unwrap_err().contains("refused"), "a removed user came back");
+    assert!(publishes("changes", "three").unwrap_err().contains("refused"), "the old password still counts");
+    assert!(publishes("changes", "another").is_ok());
+    let (seen, before) = (narrows.messages().len(), stays.messages().len());
+    stays.wait_for_count(before + 5, SOON);
+    assert!(narrows.messages().len() <= seen + 1, "a subscription that is not allowed any more went on");
+    stop(gateway);
+}

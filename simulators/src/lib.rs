@@ -5,6 +5,7 @@
 //!   signals to Modbus tables ([`device`]), and the servers in front of them ([`server`]): Modbus TCP, RTU over TCP and
 //!   RTU on a serial line. Devices may be slow, die for a while or lie ([`faults`]).
 //! * [`proxy::Proxy`] stands between any TCP client and server and spoils the link on command.
+//! * `margo` (behind the feature of that name): a Workload Fleet Manager, its trust-bundle server and an OCI registry.
 //!
 //! Promise: the same scenario with the same seed plays the same. The physics depends on the seed and the number of
 //! steps only, and a device draws its faults from its own generator, once per request, so they depend on the order of
@@ -21,6 +22,8 @@ mod error;
 pub mod est;
 pub mod faults;
 pub mod firmware_target;
+#[cfg(feature = "margo")]
+pub mod margo;
 pub mod modbus;
 pub mod physics;
 mod plant;

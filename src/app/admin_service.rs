@@ -10,6 +10,7 @@ use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
 use crate::admin::{Answer, DeviceLine, PointLine, Reply, Request, Service};
 use crate::contract::{ContractMessage, json_value, timestamp};
+use crate::management::service::Management;
 use crate::model::{Batch, DeviceId, Point, Quality, Sample, Tier};
 use crate::southbound::Identity;
 
@@ -22,22 +23,27 @@ pub struct AdminService {
     latest: Latest,
     health: HealthDesk,
     reload: ReloadHandle,
+    management: Management,
 }
 
 impl AdminService {
     /// A service over these tables.
-    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle) -> Self {
-        Self { latest, health, reload }
+    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle, management: Management) -> Self {
+        Self { latest, health, reload, management }
     }
 }
 
 impl Service for AdminService {
-    async fn answer(&self, request: Request) -> Reply {
+    async fn answer(&self, uid: u32, request: Request) -> Reply {
         match request {
             Request::Devices => Reply::One(Answer::Devices { devices: device_lines(&self.latest) }),
             Request::Points { device } => Reply::One(self.points(device.as_deref())),
             Request::Tail { device, point } => self.tail(device, point),
             Request::Health => Reply::One(match serde_json::to_value(self.health.message()) {
+                Ok(value) => Answer::Json { value },
+                Err(error) => Answer::Error { error: error.to_string() },
+            }),
+            Request::Manage { question } => Reply::One(match self.management.socket_json(uid, question).await {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error: error.to_string() },
             }),

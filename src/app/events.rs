@@ -36,16 +36,21 @@ impl EventLog {
             historical: false,
             clock: v1::ClockTrust::from(now.trust).into(),
         };
+        self.keep(event).await;
+    }
+
+    /// Appends an event that somebody made.
+    pub async fn keep(&self, event: v1::Event) {
         let record = NewRecord {
             lane: Lane::Critical,
             kind: RecordKind::Event,
-            device: device_hash(device),
-            ts_ms: now.wall_ms,
+            device: device_hash(&event.device),
+            ts_ms: self.clock.wall_ms(),
             count: 1,
             payload: event.encode_as(Encoding::Protobuf),
         };
         if let Err(error) = self.store.append(vec![record]).await {
-            tracing::error!(%error, kind, device, message = event.message, "event was not stored");
+            tracing::error!(%error, kind = event.kind, device = event.device, message = event.message, "event was not stored");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The health message, and the same facts as measurements for OpenTelemetry.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub struct HealthDesk {
     broker: Arc<dyn Fn() -> Option<BrokerStats> + Send + Sync>,
     consumers: Arc<RwLock<Vec<watch::Receiver<ConsumerHealth>>>>,
     /// What an operator should know and no counter says, such as a reload that was refused.
-    problems: Arc<RwLock<Vec<String>>>,
+    problems: Arc<RwLock<BTreeMap<&'static str, Vec<String>>>>,
 }
 
 impl std::fmt::Debug for HealthDesk {
@@ -60,9 +61,9 @@ impl HealthDesk {
         *self.consumers.write().unwrap_or_else(PoisonError::into_inner) = consumers;
     }
 
-    /// Replaces the standing problems.
-    pub fn set_problems(&self, problems: Vec<String>) {
-        *self.problems.write().unwrap_or_else(PoisonError::into_inner) = problems;
+    /// Replaces the standing problems of one part of the gateway.
+    pub fn set_problems(&self, part: &'static str, problems: Vec<String>) {
+        self.problems.write().unwrap_or_else(PoisonError::into_inner).insert(part, problems);
     }
 
     /// The message now.
@@ -77,7 +78,7 @@ impl HealthDesk {
         problems.extend(
             consumers.iter().filter(|c| !c.reason.is_empty()).map(|c| format!("consumer {}: {}", c.name, c.reason)),
         );
-        problems.extend(self.problems.read().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        problems.extend(self.problems.read().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned());
         v1::Health {
             time: Some(timestamp(now.wall_ms)),
             clock: v1::ClockTrust::from(now.trust).into(),

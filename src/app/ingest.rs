@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::devices::DeviceDesk;
 use super::latest::Latest;
 use crate::contract::{ContractMessage, Encoding, telemetry};
+use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
 use crate::platform::clock::SharedClock;
@@ -57,22 +58,25 @@ pub struct Ingest {
     store: Store,
     latest: Latest,
     desk: DeviceDesk,
+    watcher: Watcher,
     clock: SharedClock,
     stats: Arc<IngestStats>,
 }
 
 impl Ingest {
     /// A task that starts with these pipelines.
+    #[allow(clippy::too_many_arguments, reason = "the neighbours of one task, named once where it is made")]
     pub fn new(
         pipelines: Vec<DevicePipeline>,
         store: Store,
         latest: Latest,
         desk: DeviceDesk,
+        watcher: Watcher,
         clock: SharedClock,
         stats: Arc<IngestStats>,
     ) -> Self {
         let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
-        Self { pipelines, store, latest, desk, clock, stats }
+        Self { pipelines, store, latest, desk, watcher, clock, stats }
     }
 
     /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
@@ -133,8 +137,8 @@ impl Ingest {
                 Ok(Vec::new())
             }
             Update::Identity { device, identity } => {
-                self.desk.identified(&device, &identity).await?;
-                self.latest.identity(&device, identity);
+                self.latest.identity(&device, identity.clone());
+                self.desk.identified(&device, identity).await;
                 Ok(Vec::new())
             }
         }
@@ -143,6 +147,11 @@ impl Ingest {
     fn scan(&mut self, scan: Scan) -> Vec<Batch> {
         let Some(pipeline) = self.pipelines.get_mut(&scan.device) else { return Vec::new() };
         self.stats.read.fetch_add(scan.results.len() as u64, Ordering::Relaxed);
+        let observed = scan.results.iter().map(|r| {
+            let value = r.outcome.as_ref().ok().and_then(|raw| pipeline.number(r.point, raw));
+            (r.point, Observed { mono_ns: scan.at.mono_ns, good: r.outcome.is_ok(), value })
+        });
+        self.watcher.scan(pipeline.device(), observed);
         let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
         pipeline.scan(inputs, scan.at)
     }

@@ -11,6 +11,7 @@ use super::adapters::{BrokerPublisher, LogSource};
 use super::usage;
 use crate::broker::EmbeddedBroker;
 use crate::northbound::{Consumer, ConsumerConfig, ConsumerHealth, ConsumerKind, Context};
+use crate::security::pki::BelievedTime;
 use crate::security::{ClientTls, ClientTlsFiles};
 use crate::store::{ConsumerSpec, Start, Store};
 
@@ -29,6 +30,7 @@ pub struct Sessions {
     store: Store,
     context: Context,
     broker: Option<EmbeddedBroker>,
+    time: BelievedTime,
     running: HashMap<String, Session>,
 }
 
@@ -42,8 +44,8 @@ struct Session {
 
 impl Sessions {
     /// No session yet.
-    pub fn new(store: Store, context: Context, broker: Option<EmbeddedBroker>) -> Self {
-        Self { store, context, broker, running: HashMap::new() }
+    pub fn new(store: Store, context: Context, broker: Option<EmbeddedBroker>, time: BelievedTime) -> Self {
+        Self { store, context, broker, time, running: HashMap::new() }
     }
 
     /// Makes the running sessions those that are wanted: unchanged ones are left alone, changed ones start anew at their
@@ -118,7 +120,7 @@ impl Sessions {
                 let tls = wanted
                     .tls
                     .clone()
-                    .map(ClientTls::load)
+                    .map(|files| ClientTls::load(files, &self.time))
                     .transpose()
                     .map_err(|e| fail("read certificates of", e.to_string()))?;
                 let source = move |_: &str| {

@@ -63,6 +63,11 @@ impl Authenticator {
         }
     }
 
+    /// The password hash of a user; `None` when there is no such user.
+    pub fn hash_of(&self, user: &str) -> Option<&PasswordHash> {
+        self.users.get(user)
+    }
+
     /// Whether there are users at all; without any, user names are not looked at.
     pub fn has_users(&self) -> bool {
         !self.users.is_empty()

@@ -22,6 +22,7 @@ use super::Inbound;
 use super::codec::{self, DecodeError, Packet, PublishHeader, Version};
 use super::embedded::Shared;
 use super::hub::{Detached, Effects, Leave, Link, Next, Outgoing, Ticket, reason};
+use crate::security::{CertificateId, ServerTls};
 
 /// Encoded bytes that may wait for the socket.
 const WRITE_AHEAD: usize = 64 * 1024;
@@ -43,6 +44,8 @@ pub(super) struct Peer {
     pub address: Option<SocketAddr>,
     /// From a verified client certificate.
     pub tls_name: Option<String>,
+    /// The TLS that it came through, with its certificate, if it showed one.
+    pub certificate: Option<(ServerTls, CertificateId)>,
     /// Clients without user name and certificate get in.
     pub anonymous: bool,
 }

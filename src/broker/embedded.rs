@@ -13,15 +13,17 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::acl::ClientAcl;
 use super::auth::Authenticator;
 use super::hub::{Effects, Hub, decode_retained, encode_retained, millis};
 use super::listener::{Census, accept_loop};
 use super::local::{BrokerClosed, LocalBroker, SubscribeError};
 use super::{
-    Acl, BrokerStats, Config, Inbound, Limits, Publication, RetainedChange, RetainedStore, RetainedStoreError, User,
-    probe, topic,
+    Acl, BrokerStats, Config, Identity, Inbound, Limits, Publication, RetainedChange, RetainedStore,
+    RetainedStoreError, User, probe, topic,
 };
 use crate::platform::clock::SharedClock;
+use crate::security::PasswordHash;
 
 /// How often time is told to the hub and retained messages are written.
 const TICK: Duration = Duration::from_millis(500);
@@ -94,6 +96,14 @@ impl Shared {
 
     pub fn gate(&self) -> Arc<Gate> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at every client again; see [`Hub::revise`].
+    pub fn revise(&self, judge: impl Fn(&Identity) -> Option<ClientAcl>) {
+        let mut fx = Effects::default();
+        let now = self.now();
+        self.hub().revise(judge, now, &mut fx);
+        self.settle(fx);
     }
 
     /// Wakes connections, and hands messages to local receivers where no one can wait: in order of a task per message that
@@ -191,11 +201,25 @@ impl EmbeddedBroker {
         }
     }
 
-    /// New users and rules for connections from now on; those that are open keep theirs.
+    /// New users and rules, for everyone at once: who is connected as a user that is gone or has another password is
+    /// disconnected (reason code 0x87), and subscriptions that the rules no longer allow end.
     pub fn set_access(&self, users: Vec<User>, acl: Acl) {
+        let shared = &self.inner.shared;
         let users = users.into_iter().map(|user| (user.name, user.hash)).collect();
         let gate = Arc::new(Gate { auth: Authenticator::new(users), acl });
-        *self.inner.shared.gate.write().unwrap_or_else(PoisonError::into_inner) = gate;
+        // The gate first: whoever attaches looks at it while holding the hub, so nobody slips in between.
+        let before = std::mem::replace(&mut *shared.gate.write().unwrap_or_else(PoisonError::into_inner), gate.clone());
+        let judge = |identity: &Identity| {
+            let same =
+                |user: &String| gate.auth.hash_of(user).is_some_and(|hash| before.auth.hash_of(user) == Some(hash));
+            identity.user.as_ref().is_none_or(same).then(|| gate.acl.client(identity))
+        };
+        shared.revise(judge);
+    }
+
+    /// The hash of a user's password as it is in force, so that an unchanged password need not be hashed anew.
+    pub fn password_hash(&self, user: &str) -> Option<PasswordHash> {
+        self.inner.shared.gate().auth.hash_of(user).cloned()
     }
 }
 

@@ -99,6 +99,7 @@ impl Link {
 
 /// Reason codes of MQTT 5 that the hub closes connections with.
 pub(super) mod reason {
+    pub const NOT_AUTHORISED: u8 = 0x87;
     pub const SHUTTING_DOWN: u8 = 0x8b;
     pub const KEEP_ALIVE: u8 = 0x8d;
     pub const TAKEN_OVER: u8 = 0x8e;

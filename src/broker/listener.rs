@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use super::Listener;
 use super::connection::{Peer, serve};
 use super::embedded::Shared;
-use crate::security::peer_name;
+use crate::security::{CertificateId, ServerTls, peer_name};
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -63,10 +63,14 @@ impl Drop for Seat {
 }
 
 /// Accepts until the broker stops.
-pub(super) async fn accept_loop(shared: Arc<Shared>, socket: TcpListener, listener: Listener) {
+pub(super) async fn accept_loop(shared: Arc<Shared>, socket: TcpListener, mut listener: Listener) {
     loop {
         let accepted = tokio::select! {
             () = shared.stop.cancelled() => return,
+            () = changed(&mut listener.tls) => {
+                disconnect_revoked(&shared, listener.tls.as_ref());
+                continue;
+            }
             accepted = socket.accept() => accepted,
         };
         match accepted {
@@ -77,6 +81,24 @@ pub(super) async fn accept_loop(shared: Arc<Shared>, socket: TcpListener, listen
             }
         }
     }
+}
+
+/// Pends until the listener's certificates or revocation lists are others; for ever without TLS.
+async fn changed(tls: &mut Option<ServerTls>) {
+    match tls {
+        Some(tls) => tls.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A certificate that was taken back ends the connection that it opened. New ones are refused by the handshake.
+fn disconnect_revoked(shared: &Shared, tls: Option<&ServerTls>) {
+    let Some(tls) = tls else { return };
+    let gate = shared.gate();
+    shared.revise(|identity| {
+        let revoked = identity.certificate.as_ref().is_some_and(|certificate| tls.has_revoked(certificate));
+        (!revoked).then(|| gate.acl.client(identity))
+    });
 }
 
 fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, listener: &Listener) {
@@ -94,7 +116,7 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, listener:
         let _seat = seat;
         prepare(&stream);
         let stopped = shared.stop.clone();
-        let peer = Peer { address: Some(address), tls_name: None, anonymous: listener.anonymous };
+        let peer = Peer { address: Some(address), tls_name: None, certificate: None, anonymous: listener.anonymous };
         match &listener.tls {
             None => serve(shared, stream, peer).await,
             Some(tls) => {
@@ -108,9 +130,10 @@ fn admit(shared: &Arc<Shared>, stream: TcpStream, address: SocketAddr, listener:
                 };
                 match handshake {
                     Ok(Ok(stream)) => {
-                        let tls_name =
-                            stream.get_ref().1.peer_certificates().and_then(|chain| peer_name(chain.first()?));
-                        serve(shared, stream, Peer { tls_name, ..peer }).await;
+                        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                        let tls_name = shown.and_then(peer_name);
+                        let certificate = shown.and_then(CertificateId::of).map(|id| (tls.clone(), id));
+                        serve(shared, stream, Peer { tls_name, certificate, ..peer }).await;
                     }
                     Ok(Err(error)) => refused(&shared, address, &error),
                     Err(late) => refused(&shared, address, &late),

@@ -47,7 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>, every: Duration) {
 
 async fn probe(shared: &Arc<Shared>) -> io::Result<()> {
     let (mut client, server) = duplex(1024);
-    let peer = Peer { address: None, tls_name: None, anonymous: true };
+    let peer = Peer { address: None, tls_name: None, certificate: None, anonymous: true };
     shared.tasks.spawn(serve(shared.clone(), server, peer));
     // CONNECT 3.1.1, clean, keep-alive 10 s, id "$probe"; SUBSCRIBE 1 to the topic at QoS 0.
     client.write_all(b"\x10\x12\0\x04MQTT\x04\x02\0\x0a\0\x06$probe").await?;

@@ -2,12 +2,13 @@
 //! within a minute.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Subcommand;
 
 use super::CliError;
 use super::table::Table;
+use crate::app::certificates::{pki_config, pki_directory};
+use crate::config;
 use crate::model::DeviceId;
 use crate::platform::clock::{SharedClock, SystemClock};
 use crate::platform::durable::{Access, Disk};
@@ -103,10 +104,14 @@ fn other(error: impl std::fmt::Display) -> CliError {
     CliError::Other(error.to_string())
 }
 
-/// Does what was asked, in the data directory `data`; `host` is the gateway's own host name.
-pub fn execute(data: &Path, host: &str, command: CertsCommand) -> Result<(), CliError> {
-    let clock: SharedClock = Arc::new(SystemClock::default());
-    let text = run(&data.join("pki"), host, command, clock, ask)?;
+/// Does what was asked, for the gateway with the configuration at `path`; `host` is its own host name. A configuration
+/// with mistakes still says where the data is: what was issued can be seen and taken back all the same.
+pub fn execute(path: &Path, host: &str, command: CertsCommand) -> Result<(), CliError> {
+    let config = match config::load(path) {
+        Ok(loaded) => pki_config(&loaded.gateway),
+        Err(_) => PkiConfig::new(&pki_directory(&config::find_data_dir(path)?)),
+    };
+    let text = run(config, host, command, SystemClock::shared(), ask)?;
     print!("{text}");
     Ok(())
 }
@@ -120,13 +125,12 @@ fn ask(question: &str) -> bool {
 
 /// Does what was asked in the directory of the authority, and returns what to print.
 fn run(
-    directory: &Path,
+    config: PkiConfig,
     host: &str,
     command: CertsCommand,
     clock: SharedClock,
     confirm: impl Fn(&str) -> bool,
 ) -> Result<String, CliError> {
-    let config = PkiConfig::new(directory);
     let open = || Pki::open(config.clone(), clock.clone()).map_err(other);
     match command {
         CertsCommand::List { all, json } => Ok(list(&open()?, all, json)),
@@ -346,7 +350,7 @@ mod tests {
             let words = line.split(' ').map(|word| word.replace("OUT", &out.display().to_string()));
             let line = Line::try_parse_from(std::iter::once("certs".to_owned()).chain(words)).map_err(other)?;
             let clock = ManualClock::at(1_790_000_000_000);
-            run(&self.directory.path().join("pki"), "gw-7", line.command, clock, |_| false)
+            run(PkiConfig::new(&self.directory.path().join("pki")), "gw-7", line.command, clock, |_| false)
         }
     }
 

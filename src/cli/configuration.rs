@@ -4,7 +4,10 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use super::CliError;
+use crate::app::certificates::pki_config;
 use crate::config::{self, starter, summary::Summary};
+use crate::platform::clock::SystemClock;
+use crate::security::pki::{Pki, PkiError};
 use crate::security::{Secret, hash_password as hash};
 use crate::southbound::explain;
 
@@ -32,9 +35,28 @@ pub fn explain(path: &Path, device: Option<&str>) -> Result<(), CliError> {
 }
 
 /// `fieldgate init`
-pub fn init(directory: &Path, options: &starter::Options) -> Result<(), CliError> {
-    for file in starter::write(directory, options).map_err(|e| CliError::Other(e.to_string()))? {
+pub fn init(directory: &Path, options: &starter::Options, authority: bool) -> Result<(), CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::Other(error.to_string());
+    for file in starter::write(directory, options).map_err(|e| failed(&e))? {
         println!("wrote {}", file.display());
+    }
+    if authority {
+        let gateway = config::load(directory)?.gateway;
+        let (pki, clock) = (pki_config(&gateway), SystemClock::shared());
+        let place = pki.directory.join("ca");
+        let made = match Pki::create(pki, &gateway.pki.name, clock) {
+            Ok(made) => Some(made.authority().fingerprint()),
+            // An earlier gateway's data directory: its authority goes on.
+            Err(PkiError::Exists(place)) => {
+                println!("kept the certificate authority that is in {}", place.display());
+                None
+            }
+            Err(error) => return Err(failed(&error)),
+        };
+        if let Some(made) = made {
+            println!("made the plant's certificate authority in {} (SHA-256 {made})", place.display());
+            println!("  keep a copy of it in a safe place: whoever has ca.key can make certificates");
+        }
     }
     let directory = directory.display();
     println!("\nNext: edit the files in {directory}/devices, then");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Loaded;
-use super::checked::{Device, Gateway, Uplink};
+use super::checked::{Broker, Device, Gateway, Uplink};
 use crate::model::DeviceId;
 
 /// What changed. Lists are sorted by name.
@@ -91,12 +91,17 @@ fn diff_sections(old: &Gateway, new: &Gateway, changes: &mut Changes) {
     note(a.data_dir != b.data_dir, "gateway.data_dir", false);
     note(a.root != b.root, "gateway.root", false);
     note(old.store != new.store, "store", false);
-    note(old.broker != new.broker, "broker", false);
+    let closed = |broker: &Option<Broker>| broker.as_ref().map(Broker::without_access);
+    let same_listeners = closed(&old.broker) == closed(&new.broker);
+    note(!same_listeners, "broker", false);
+    note(same_listeners && old.broker != new.broker, "broker users and rules", true);
     note(old.local != new.local, "local", true);
     note(old.log.level != new.log.level, "log.level", true);
     note(old.log.format != new.log.format, "log.format", false);
     note(old.otlp != new.otlp, "otlp", false);
     note(old.limits != new.limits, "limits", false);
+    note(old.pki != new.pki, "pki", false);
+    note(old.est != new.est, "est", false);
 }
 
 impl fmt::Display for Changes {

@@ -1,6 +1,7 @@
 //! Reads `fieldgate.toml`.
 
 mod broker;
+mod certificates;
 mod consumer;
 mod store;
 mod uplink;
@@ -20,7 +21,8 @@ use crate::model::GatewayId;
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
     let identity = identity(&root.section("gateway", "gateway"), file);
-    let uplinks = uplink::read(root, &identity);
+    let est = root.table("est", "est").and_then(|section| certificates::est(&section, &identity));
+    let uplinks = uplink::read(root, &identity, root.has("est"));
     Gateway {
         store: store::read(&root.section("store", "store")),
         broker: broker::read(&root.section("broker", "broker")),
@@ -28,6 +30,8 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
+        pki: certificates::pki(&root.section("pki", "pki"), &identity),
+        est,
         uplinks,
         identity,
     }

@@ -1,7 +1,10 @@
 //! `[broker]` as the embedded broker takes it.
 
+use std::path::{Path, PathBuf};
+
 use super::checked::{self, Access, Broker, BrokerLimits};
 use crate::broker::{self, AclRule, Who};
+use crate::security::pki::BelievedTime;
 use crate::security::{self, ClientCertificates, PasswordHash, ServerTls, ServerTlsFiles};
 
 /// Why the embedded broker cannot be made although every value is legal.
@@ -31,49 +34,76 @@ pub enum IntoBrokerError {
     Config(#[from] broker::ConfigError),
 }
 
+/// Name of the broker's listeners in `<data>/pki/server`.
+pub const PLANT_SLOT: &str = "mqtt";
+
+/// What listeners with TLS need beside their own settings.
+#[derive(Debug, Clone)]
+pub struct TlsContext {
+    /// `<data>/pki`
+    pub pki: PathBuf,
+    /// The time that certificates are checked against.
+    pub time: BelievedTime,
+}
+
 impl Broker {
     /// Settings of the embedded broker. Reads certificates and hashes plain passwords (about 50 ms each).
     ///
     /// # Errors
     /// When a certificate, password or rule cannot be used; the error names it.
-    pub fn config(&self) -> Result<broker::Config, IntoBrokerError> {
-        let listeners = self.listeners.iter().map(listener).collect::<Result<_, _>>()?;
-        let users = self.users.iter().map(user).collect::<Result<_, _>>()?;
+    pub fn config(&self, context: &TlsContext) -> Result<broker::Config, IntoBrokerError> {
+        let listeners = self.listeners.iter().map(|l| listener(l, context)).collect::<Result<_, _>>()?;
+        let (users, acl) = self.access(|_| None)?;
+        let mut config = broker::Config::new(listeners, users, acl, limits(&self.limits))?;
+        config.snapshot_interval = self.snapshot_interval;
+        config.probe_interval = self.probe_interval;
+        Ok(config)
+    }
+
+    /// Who gets in and what he may do. `known` gives the hash of a user's password where that is at hand; others are
+    /// hashed (about 50 ms each).
+    ///
+    /// # Errors
+    /// When a password or rule cannot be used; the error names it.
+    pub fn access(
+        &self,
+        known: impl Fn(&checked::User) -> Option<PasswordHash>,
+    ) -> Result<(Vec<broker::User>, broker::Acl), IntoBrokerError> {
+        let made = |u: &checked::User| match known(u) {
+            Some(hash) => Ok(broker::User { name: u.name.clone(), hash }),
+            None => user(u),
+        };
+        let users = self.users.iter().map(made).collect::<Result<_, _>>()?;
         let mut rules = Vec::new();
         for acl in &self.acl {
             for filter in &acl.topics {
                 rules.push(AclRule::new(Who::parse(&acl.user), access(acl.access), filter)?);
             }
         }
-        let acl = broker::Acl {
-            rules,
-            authenticated: access(self.authenticated_access),
-            anonymous: access(self.anonymous_access),
-        };
-        let mut config = broker::Config::new(listeners, users, acl, limits(&self.limits))?;
-        config.snapshot_interval = self.snapshot_interval;
-        config.probe_interval = self.probe_interval;
-        Ok(config)
+        let (authenticated, anonymous) = (access(self.authenticated_access), access(self.anonymous_access));
+        Ok((users, broker::Acl { rules, authenticated, anonymous }))
     }
 }
 
-fn listener(listener: &checked::Listener) -> Result<broker::Listener, IntoBrokerError> {
-    let files = listener.tls.as_ref().map(|tls| ServerTlsFiles {
-        certificate: tls.cert.clone(),
-        key: tls.key.clone(),
-        client_ca: tls.client_ca.clone(),
-        client_certificates: if tls.require_client_cert {
-            ClientCertificates::Required
-        } else {
-            ClientCertificates::Optional
-        },
-        revocation_lists: tls.crl.iter().cloned().collect(),
-    });
-    let tls = files
-        .map(ServerTls::load)
-        .transpose()
-        .map_err(|source| IntoBrokerError::Tls { address: listener.address, source })?;
+fn listener(listener: &checked::Listener, context: &TlsContext) -> Result<broker::Listener, IntoBrokerError> {
+    let failed = |source| IntoBrokerError::Tls { address: listener.address, source };
+    let load = |tls| ServerTls::load(files(tls, &context.pki), &context.time);
+    let tls = listener.tls.as_ref().map(load).transpose().map_err(failed)?;
     Ok(broker::Listener { address: listener.address, tls, anonymous: listener.allow_anonymous })
+}
+
+fn files(tls: &checked::ServerTls, pki: &Path) -> ServerTlsFiles {
+    let required = if tls.require_client_cert { ClientCertificates::Required } else { ClientCertificates::Optional };
+    match &tls.certificates {
+        checked::Certificates::Plant => ServerTlsFiles::of_plant(pki, PLANT_SLOT, required),
+        checked::Certificates::Files { cert, key, client_ca, crl } => ServerTlsFiles {
+            certificate: cert.clone(),
+            key: key.clone(),
+            client_ca: client_ca.clone(),
+            client_certificates: required,
+            revocation_lists: crl.iter().cloned().collect(),
+        },
+    }
 }
 
 fn user(user: &checked::User) -> Result<broker::User, IntoBrokerError> {

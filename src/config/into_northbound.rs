@@ -1,6 +1,6 @@
 //! `[local]` and `[[uplink]]` as the northbound side takes them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::checked::{Consumer, Gateway, MqttVersion, Qos, Uplink};
 use crate::model::Order;
@@ -44,9 +44,11 @@ impl Uplink {
         consumer(&self.name, ConsumerKind::Uplink(uplink), &self.consumer)
     }
 
-    /// Files for TLS; `None` when no server is spoken to over TLS.
-    pub fn tls_files(&self) -> Option<ClientTlsFiles> {
-        let (certificate, key) = self.tls.identity.clone().unzip();
+    /// Files for TLS; `None` when no server is spoken to over TLS. `enrolled` is where the gateway's enrolled identity is.
+    pub fn tls_files(&self, enrolled: &Path) -> Option<ClientTlsFiles> {
+        let of_est = || (enrolled.join("current/cert.pem"), enrolled.join("current/key.pem"));
+        let identity = if self.tls.enrolled { Some(of_est()) } else { self.tls.identity.clone() };
+        let (certificate, key) = identity.unzip();
         self.servers.iter().any(|s| s.tls).then(|| ClientTlsFiles {
             ca: self.tls.ca.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_CA)),
             certificate,
@@ -112,7 +114,9 @@ const fn qos(qos: Qos) -> crate::northbound::Qos {
 #[cfg(test)]
 mod tests {
     use crate::broker;
-    use crate::config::load_with;
+    use crate::config::{TlsContext, load_with};
+    use crate::platform::clock::SystemClock;
+    use crate::security::pki::BelievedTime;
 
     /// What passed the checks here passes those of the modules.
     #[test]
@@ -128,6 +132,8 @@ mod tests {
                 "fieldgate.toml",
                 "secrets/scada",
                 "secrets/otlp",
+                "secrets/est",
+                "tls/est-root.pem",
                 "tls/site-ca.pem",
                 "tls/client.pem",
                 "tls/client.key",
@@ -143,9 +149,12 @@ mod tests {
             assert_eq!(gateway.uplinks.len(), uplinks);
             for uplink in &gateway.uplinks {
                 assert_eq!(uplink.consumer().check(), Ok(()));
-                assert!(uplink.tls_files().is_some());
+                assert!(uplink.tls_files(dir.path()).is_some());
             }
-            let config: broker::Config = gateway.broker.as_ref().unwrap().config().unwrap_or_else(|e| panic!("{e}"));
+            let time = BelievedTime::new(SystemClock::shared(), 0);
+            let context = TlsContext { pki: dir.path().to_owned(), time };
+            let broker = gateway.broker.as_ref().unwrap();
+            let config: broker::Config = broker.config(&context).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.snapshot_interval.as_secs(), 600);
             assert_eq!(gateway.store.config(dir.path()).quota_bytes, gateway.store.max_size);
         }

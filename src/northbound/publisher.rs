@@ -200,6 +200,13 @@ impl Publisher {
                     out.push(self.message(&topics::command_result(&result.device), &result, self.qos.results));
                 }
             }
+            RecordKind::ManagementResult if self.set.results => {
+                let result = v1::ManagementResult::decode_as(Encoding::Protobuf, &record.payload).map_err(damaged)?;
+                if result.device.is_empty() || self.filter.wants_device(&result.device) {
+                    let topic = topics::management_result(&result.action, &result.device);
+                    out.push(self.message(&topic, &result, self.qos.results));
+                }
+            }
             // Audit and journal stay on the gateway; the rest is not wanted.
             _ => {}
         }

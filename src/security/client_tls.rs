@@ -9,6 +9,7 @@ use rustls::pki_types::ServerName;
 use tokio::sync::watch;
 
 use super::files::{self, TlsError, unusable};
+use super::pki::BelievedTime;
 use super::watch::{LOOK_EVERY, follow};
 
 /// Files of a TLS client.
@@ -17,7 +18,8 @@ pub struct ClientTlsFiles {
     /// CA bundle that the server is verified against, PEM. Debian's system bundle is
     /// `/etc/ssl/certs/ca-certificates.crt`.
     pub ca: PathBuf,
-    /// Certificate chain of this client, PEM, its own first; with `key` or not at all.
+    /// Certificate chain of this client, PEM, its own first; with `key` or not at all. While neither file is there, as
+    /// before an enrolment, connections show no certificate.
     pub certificate: Option<PathBuf>,
     /// Private key of this client, PEM.
     pub key: Option<PathBuf>,
@@ -33,18 +35,20 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the files. Inside a tokio runtime they are read again when they change.
-    pub fn load(files: ClientTlsFiles) -> Result<Self, TlsError> {
-        Self::load_every(files, LOOK_EVERY)
+    /// Reads the files. Inside a tokio runtime they are read again when they change. The server's certificate is checked
+    /// against the time that `time` believes.
+    pub fn load(files: ClientTlsFiles, time: &BelievedTime) -> Result<Self, TlsError> {
+        Self::load_every(files, time, LOOK_EVERY)
     }
 
     /// Like [`load`](Self::load), looking at the files every `every`.
-    pub fn load_every(files: ClientTlsFiles, every: Duration) -> Result<Self, TlsError> {
+    pub fn load_every(files: ClientTlsFiles, time: &BelievedTime, every: Duration) -> Result<Self, TlsError> {
         if files.certificate.is_some() != files.key.is_some() {
             return Err(TlsError::HalfPair);
         }
         let server_name = files.server_name.as_deref().map(parse_name).transpose()?;
-        let current = follow("TLS client", files.paths(), every, move || files.build())?;
+        let time = time.clone();
+        let current = follow("TLS client", files.paths(), every, move || files.build(&time))?;
         Ok(Self { server_name, current })
     }
 
@@ -78,13 +82,13 @@ impl ClientTlsFiles {
         [Some(&self.ca), self.certificate.as_ref(), self.key.as_ref()].into_iter().flatten().cloned().collect()
     }
 
-    fn build(&self) -> Result<Arc<ClientConfig>, TlsError> {
-        let builder = ClientConfig::builder_with_provider(files::provider())
+    fn build(&self, time: &BelievedTime) -> Result<Arc<ClientConfig>, TlsError> {
+        let builder = ClientConfig::builder_with_details(files::provider(), Arc::new(time.clone()))
             .with_safe_default_protocol_versions()
             .map_err(|e| unusable("CA bundle", &self.ca, &e))?
             .with_root_certificates(files::roots(&self.ca)?);
         let config = match (&self.certificate, &self.key) {
-            (Some(certificate), Some(key)) => builder
+            (Some(certificate), Some(key)) if certificate.exists() || key.exists() => builder
                 .with_client_auth_cert(files::certificates(certificate)?, files::key(key)?)
                 .map_err(|e| unusable("certificate and its key", certificate, &e))?,
             _ => builder.with_no_client_auth(),

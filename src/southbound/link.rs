@@ -88,8 +88,10 @@ impl<D: Driver> LinkTask<D> {
                     Err(mpsc::error::TryRecvError::Disconnected) => return,
                 }
             }
-            self.tick();
+            // First what was read is handed over, then time moves on: a cycle that comes due in this moment is not held
+            // up by results that are on their way out.
             self.report();
+            self.tick();
             if self.serve_next().await {
                 // One long-running link must not hold a thread for itself.
                 tokio::task::consume_budget().await;
@@ -192,12 +194,12 @@ impl<D: Driver> LinkTask<D> {
         self.slots().find(|(_, device)| test(device)).map(|(slot, _)| slot)
     }
 
-    /// Configurations of all devices, to begin anew with.
     /// Hands over what the gateway takes without waiting; for the end of the task.
     pub fn hand_over_rest(&mut self) {
         self.hand_over();
     }
 
+    /// Configurations of all devices, to begin anew with.
     pub fn configs(&self) -> Vec<DeviceConfig> {
         self.slots().map(|(_, device)| device.config.clone()).collect()
     }
@@ -279,3 +281,6 @@ impl<D: Driver> LinkTask<D> {
         self.connects += tally.connects;
     }
 }
+
+#[cfg(test)]
+mod tests;

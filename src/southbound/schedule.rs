@@ -56,6 +56,8 @@ struct Entry {
     /// The tick that made it ready.
     since: Duration,
     state: State,
+    /// When its last cycle ended.
+    ended: Duration,
     /// When the group was served last, as a count of services on the link.
     served: u64,
 }
@@ -87,7 +89,7 @@ impl Schedule {
             self.slots.resize(job.slot + 1, Slot::default());
         }
         let due = now + every.min(FIRST_WITHIN).mul_f64(chance);
-        self.entries.push(Entry { job, every, due, since: due, state: State::Idle, served: 0 });
+        self.entries.push(Entry { job, every, due, since: due, state: State::Idle, ended: Duration::ZERO, served: 0 });
     }
 
     /// Takes all groups of a slot off the schedule; the slot may be used again.
@@ -154,8 +156,9 @@ impl Schedule {
                 (State::Idle, false) => {
                     entry.state = State::Ready;
                     entry.since = tick;
-                    // Ticks that passed while the link was held up by one long request.
-                    (ticks > 1).then_some((Overrun::BusBusy, ticks - 1))
+                    // Ticks that passed while the link was held up by one long request: its own, or another's.
+                    let cause = if entry.ended > tick { Overrun::PreviousScan } else { Overrun::BusBusy };
+                    (ticks > 1).then_some((cause, ticks - 1))
                 }
                 (State::Ready, true) => Some((Overrun::Backpressure, ticks)),
                 (State::Ready, false) => Some((Overrun::BusBusy, ticks)),
@@ -188,10 +191,11 @@ impl Schedule {
         Some((entry.job, starts))
     }
 
-    /// The cycle of a job ended, well or not.
-    pub fn finished(&mut self, job: Job) {
+    /// The cycle of a job ended at `now`, well or not.
+    pub fn finished(&mut self, job: Job, now: Duration) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.job == job) {
             entry.state = State::Idle;
+            entry.ended = now;
         }
     }
 

@@ -182,6 +182,7 @@ fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::CommandResult => "command-result",
         RecordKind::Audit => "audit",
         RecordKind::Journal => "journal",
+        RecordKind::ManagementResult => "management-result",
     }
 }
 
@@ -201,6 +202,7 @@ fn message(record: &Record) -> serde_json::Value {
         RecordKind::Event => decode::<v1::Event>(&record.payload),
         RecordKind::CommandResult => decode::<v1::CommandResult>(&record.payload),
         RecordKind::Audit => decode::<v1::AuditEntry>(&record.payload),
+        RecordKind::ManagementResult => decode::<v1::ManagementResult>(&record.payload),
         RecordKind::Gap | RecordKind::Journal => None,
     };
     decoded.unwrap_or_else(

@@ -1,6 +1,8 @@
 //! What the southbound tests share: devices to configure, updates to wait for, servers to start.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+pub mod faulty;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

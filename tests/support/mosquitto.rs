@@ -140,6 +140,11 @@ impl Subscriber {
         parse(&line).expect("just parsed")
     }
 
+    /// Waits for a line of what the client says about itself.
+    pub fn wait_for_line(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        self.child.wait_for(what, super::SOON, wanted)
+    }
+
     /// Waits until at least `count` messages have come.
     pub fn wait_for_count(&self, count: usize, limit: Duration) -> Vec<Message> {
         super::eventually(&format!("{count} messages"), limit, || {

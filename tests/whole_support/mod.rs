@@ -120,6 +120,11 @@ impl Site {
         Subscriber::start(self.port, &format!("fieldgate/v1/plant/{filter}"), &[])
     }
 
+    /// As [`Site::subscribe`], with further arguments of the client.
+    pub fn subscribe_as(&self, filter: &str, more: &[&str]) -> Subscriber {
+        Subscriber::start(self.port, &format!("fieldgate/v1/plant/{filter}"), more)
+    }
+
     /// Waits for a state of a device in `fieldgate devices --json`.
     pub fn wait_for_state(&self, device: &str, state: &str) -> Value {
         eventually(&format!("{device} to be {state}"), SOON * 2, || {

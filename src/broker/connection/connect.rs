@@ -12,7 +12,7 @@ use crate::broker::Identity;
 use crate::broker::acl::{Acl, ClientAcl};
 use crate::broker::auth::Login;
 use crate::broker::codec::{self, ConnAckProperties, Connect, DecodeError, Version};
-use crate::broker::embedded::Shared;
+use crate::broker::embedded::{Gate, Shared};
 use crate::broker::hub::{Effects, Link, Ticket};
 
 /// A connection that was let in.
@@ -76,17 +76,23 @@ where
             return None;
         }
     };
-    match admit(shared, &connect, peer).await {
-        Ok((identity, acl)) => Some(attach(shared, wire, &connect, identity, acl)),
-        Err(refusal) => {
-            shared.hub().count(|stats| stats.refused_logins += 1);
-            tracing::warn!(client = %connect.client_id, user = ?connect.user, address = ?peer.address,
-                "connection refused: {}", refusal.text());
-            let properties = ConnAckProperties { reason: refusal.text(), ..Default::default() };
-            codec::connack(&mut wire.output, connect.version, false, refusal.code(connect.version), &properties);
-            let _ = timeout(GOODBYE, wire.flush()).await;
-            None
-        }
+    loop {
+        let gate = shared.gate();
+        let refusal = match admit(shared, &gate, &connect, peer).await {
+            // Users, rules or revocations changed meanwhile: look again.
+            Ok(admitted) => match attach(shared, wire, &connect, peer, &gate, admitted) {
+                Some(open) => return Some(open),
+                None => continue,
+            },
+            Err(refusal) => refusal,
+        };
+        shared.hub().count(|stats| stats.refused_logins += 1);
+        tracing::warn!(client = %connect.client_id, user = ?connect.user, address = ?peer.address,
+            "connection refused: {}", refusal.text());
+        let properties = ConnAckProperties { reason: refusal.text(), ..Default::default() };
+        codec::connack(&mut wire.output, connect.version, false, refusal.code(connect.version), &properties);
+        let _ = timeout(GOODBYE, wire.flush()).await;
+        return None;
     }
 }
 
@@ -112,14 +118,21 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(shared: &Shared, wire: &mut Wir
     }
 }
 
-async fn admit(shared: &Shared, connect: &Connect, peer: &Peer) -> Result<(Arc<Identity>, ClientAcl), Refusal> {
+async fn admit(
+    shared: &Shared,
+    gate: &Gate,
+    connect: &Connect,
+    peer: &Peer,
+) -> Result<(Arc<Identity>, ClientAcl), Refusal> {
     if connect.extended_auth {
         return Err(Refusal::Method);
     }
     if connect.client_id.is_empty() && connect.version == Version::V311 && !connect.clean_start {
         return Err(Refusal::ClientId);
     }
-    let gate = shared.gate();
+    if peer.certificate.as_ref().is_some_and(|(tls, id)| tls.has_revoked(id)) {
+        return Err(Refusal::NotAuthorised);
+    }
     let user = match &connect.user {
         Some(user) if gate.auth.has_users() => {
             let password = connect.password.as_deref().unwrap_or_default();
@@ -135,8 +148,13 @@ async fn admit(shared: &Shared, connect: &Connect, peer: &Peer) -> Result<(Arc<I
         return Err(Refusal::NotAuthorised);
     }
     let client_id = if connect.client_id.is_empty() { assigned_id() } else { connect.client_id.clone() };
-    let identity =
-        Identity { client_id: client_id.into(), user, address: peer.address, tls_name: peer.tls_name.clone() };
+    let identity = Identity {
+        client_id: client_id.into(),
+        user,
+        address: peer.address,
+        tls_name: peer.tls_name.clone(),
+        certificate: peer.certificate.as_ref().map(|(_, id)| id.clone()),
+    };
     let acl = if peer.address.is_some() { gate.acl.client(&identity) } else { Acl::default().client(&identity) };
     if connect.will.as_ref().is_some_and(|will| !acl.may_publish(&will.topic)) {
         return Err(Refusal::WillTopic);
@@ -148,18 +166,28 @@ fn assigned_id() -> String {
     format!("auto-{:032x}", rand::rng().random::<u128>())
 }
 
+/// `None` when the client was let in by what is no longer in force: whoever changes it looks at all clients afterwards,
+/// and must find this one, or this one must find the change.
 fn attach<S>(
     shared: &Arc<Shared>,
     wire: &mut Wire<S>,
     connect: &Connect,
-    identity: Arc<Identity>,
-    acl: ClientAcl,
-) -> Open {
+    peer: &Peer,
+    gate: &Arc<Gate>,
+    (identity, acl): (Arc<Identity>, ClientAcl),
+) -> Option<Open> {
     let link = Arc::new(Link::default());
     let client_id = identity.client_id.clone();
     let mut fx = Effects::default();
     let now = shared.now();
-    let attached = shared.hub().attach(connect, identity, acl, link.clone(), now, &mut fx);
+    let attached = {
+        let mut hub = shared.hub();
+        let revoked = peer.certificate.as_ref().is_some_and(|(tls, id)| tls.has_revoked(id));
+        if revoked || !Arc::ptr_eq(gate, &shared.gate()) {
+            return None;
+        }
+        hub.attach(connect, identity, acl, link.clone(), now, &mut fx)
+    };
     shared.settle(fx);
     let properties = ConnAckProperties {
         session_expiry: (attached.expiry != connect.session_expiry).then_some(attached.expiry),
@@ -170,12 +198,12 @@ fn attach<S>(
     codec::connack(&mut wire.output, connect.version, attached.present, 0, &properties);
     let keep_alive = (connect.keep_alive > 0).then(|| Duration::from_millis(u64::from(connect.keep_alive) * 1500));
     tracing::debug!(client = %client_id, present = attached.present, "client connected");
-    Open {
+    Some(Open {
         client_id,
         version: connect.version,
         ticket: attached.ticket,
         link,
         keep_alive,
         maximum_packet: connect.maximum_packet,
-    }
+    })
 }

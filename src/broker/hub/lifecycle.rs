@@ -62,6 +62,37 @@ impl Hub {
         }
     }
 
+    /// Looks at every client again: `judge` gives the rules that it has from now on, or `None` for one that must go. What
+    /// such a client does before its connection is closed is denied, and nothing of its session stays.
+    pub fn revise(&mut self, judge: impl Fn(&Identity) -> Option<ClientAcl>, now: u64, fx: &mut Effects) {
+        for index in 0..self.sessions.len() {
+            let Some(session) = self.sessions[index].as_mut() else { continue };
+            // The broker's own probe has no address, and rules of nobody.
+            if session.identity.address.is_none() {
+                continue;
+            }
+            let acl = judge(&session.identity);
+            let link = session.link.clone().filter(|_| acl.is_none());
+            match (&acl, &link) {
+                (None, None) => {
+                    tracing::info!(client = %session.client_id, "the session of a client that may not connect any more ends");
+                    self.end_session(index, now);
+                    continue;
+                }
+                (None, Some(link)) => {
+                    tracing::info!(client = %session.client_id, "disconnected: this client may not connect any more");
+                    link.close(reason::NOT_AUTHORISED);
+                    fx.wake.push(link.clone());
+                    session.expiry = 0;
+                }
+                (Some(_), _) => {}
+            }
+            session.acl = Some(acl.unwrap_or_else(ClientAcl::nothing));
+            self.drop_forbidden(index);
+        }
+        self.flush_late(now, fx);
+    }
+
     /// Seconds the session may outlive its connection: what was asked for, within the limit.
     fn granted_expiry(&self, connect: &Connect) -> u32 {
         let most = u32::try_from(self.limits.session_expiry.as_secs()).unwrap_or(u32::MAX);

@@ -182,7 +182,7 @@ pub(in crate::broker) fn decode_retained(name: &str, mut value: Bytes, wall_minu
             let named = |text: String| Some(text).filter(|text| !text.is_empty());
             let user = named(text(&mut value)?);
             let tls_name = named(text(&mut value)?);
-            Some(Arc::new(Identity { client_id, user, address: None, tls_name }))
+            Some(Arc::new(Identity { client_id, user, address: None, tls_name, certificate: None }))
         }
     };
     let forward = bytes(&mut value)?;

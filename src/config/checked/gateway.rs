@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::contract::Encoding;
 use crate::model::{GatewayId, Lane};
@@ -28,6 +29,10 @@ pub struct Gateway {
     pub otlp: Option<Otlp>,
     /// `[limits]`
     pub limits: Limits,
+    /// `[pki]`
+    pub pki: Pki,
+    /// `[est]`; `None` enrols nowhere.
+    pub est: Option<Est>,
 }
 
 /// `[gateway]`
@@ -89,21 +94,6 @@ pub enum FullPolicy {
     ThinOut(u32),
 }
 
-/// Certificates of a listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerTls {
-    /// Certificate chain, PEM.
-    pub cert: PathBuf,
-    /// Private key, PEM.
-    pub key: PathBuf,
-    /// Authorities whose client certificates are accepted, PEM.
-    pub client_ca: Option<PathBuf>,
-    /// Revoked client certificates, PEM.
-    pub crl: Option<PathBuf>,
-    /// Refuse clients without a certificate.
-    pub require_client_cert: bool,
-}
-
 /// How a server is verified and how this gateway proves who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientTls {
@@ -111,6 +101,8 @@ pub struct ClientTls {
     pub ca: Option<PathBuf>,
     /// Certificate chain of this client and its private key, PEM.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// The identity is what `[est]` enrolled.
+    pub enrolled: bool,
     /// Name that the server's certificate must carry, when it is not the host in the address.
     pub server_name: Option<String>,
 }
@@ -134,6 +126,21 @@ pub struct Broker {
     pub snapshot_interval: Duration,
     /// How often the broker proves by a connection to itself that it serves, 1 s to 1 h.
     pub probe_interval: Duration,
+}
+
+impl Broker {
+    /// Whether a listener has its certificate from the plant's authority.
+    pub fn uses_plant(&self) -> bool {
+        let of_plant = |tls: &ServerTls| tls.certificates == Certificates::Plant;
+        self.listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(of_plant))
+    }
+
+    /// The same but for who gets in and what he may do: what a running broker cannot take.
+    pub fn without_access(&self) -> Self {
+        let deny = Access::Deny;
+        let (users, acl) = (Vec::new(), Vec::new());
+        Self { users, acl, authenticated_access: deny, anonymous_access: deny, ..self.clone() }
+    }
 }
 
 /// `[[broker.listener]]`

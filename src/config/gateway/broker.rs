@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::topic_filter;
 use crate::config::Secret;
-use crate::config::checked::{Access, Acl, Broker, BrokerLimits, Listener, ServerTls, User};
+use crate::config::checked::{Access, Acl, Broker, BrokerLimits, Certificates, Listener, ServerTls, User};
 use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::secret::twice;
@@ -64,7 +64,7 @@ fn listener(reader: &Reader<'_>, users: &[String]) -> Option<Listener> {
     if allow_anonymous && !local {
         reader.error("allow_anonymous", "is true on an address that other machines reach; set it to false and add a [[broker.user]], or listen on 127.0.0.1");
     }
-    let certificates = tls.as_ref().is_some_and(|t| t.client_ca.is_some());
+    let certificates = tls.as_ref().is_some_and(ServerTls::takes_client_certificates);
     if !allow_anonymous && users.is_empty() && !certificates && address.is_some() {
         reader.error("address", "nobody could log in here: add a [[broker.user]] or `tls.client_ca`, or listen on 127.0.0.1 with allow_anonymous = true");
     }
@@ -80,13 +80,21 @@ fn address(item: &Item) -> Result<SocketAddr, String> {
 }
 
 fn server_tls(reader: &Reader<'_>) -> Option<ServerTls> {
+    let require_client_cert = reader.or("require_client_cert", false, boolean);
+    let files = ["cert", "key", "client_ca", "crl"];
+    if reader.or("plant", false, boolean) {
+        for key in files.into_iter().filter(|key| reader.has(key)) {
+            reader.error(key, "cannot stand beside `plant = true`: the plant's authority brings all certificates");
+        }
+        return Some(ServerTls { certificates: Certificates::Plant, require_client_cert });
+    }
     for (key, example) in [("cert", "cert = \"tls/server.pem\""), ("key", "key = \"tls/server.key\"")] {
         if !reader.has(key) {
-            reader.context.error(&reader.table.place, reader.key(key), format!("`{key}` is missing; write {example}"));
+            let text = format!("`{key}` is missing; write {example}, or plant = true for the plant's own authority");
+            reader.context.error(&reader.table.place, reader.key(key), text);
         }
     }
     let (client_ca, crl) = (reader.file("client_ca"), reader.file("crl"));
-    let require_client_cert = reader.or("require_client_cert", false, boolean);
     if require_client_cert && !reader.has("client_ca") {
         reader.error("require_client_cert", "needs `client_ca`: the authority whose certificates are accepted");
     }
@@ -94,7 +102,8 @@ fn server_tls(reader: &Reader<'_>) -> Option<ServerTls> {
         reader.error("crl", "revokes client certificates, so it needs `client_ca`");
     }
     let (cert, key) = (reader.file("cert"), reader.file("key"));
-    Some(ServerTls { cert: cert?, key: key?, client_ca, crl, require_client_cert })
+    let certificates = Certificates::Files { cert: cert?, key: key?, client_ca, crl };
+    Some(ServerTls { certificates, require_client_cert })
 }
 
 /// Users, and the names of all that are written, also of those whose password is wrong.

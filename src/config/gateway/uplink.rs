@@ -9,16 +9,16 @@ use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::secret::twice;
 use crate::config::tree::Item;
-use crate::config::value::{choice, host_port, line, millis, size};
+use crate::config::value::{boolean, choice, host_port, line, millis, size};
 use crate::model::is_unreserved;
 
 const VERSIONS: &[(&str, MqttVersion)] = &[("3.1.1", MqttVersion::V4), ("5", MqttVersion::V5)];
 
-pub(super) fn read(root: &Reader<'_>, gateway: &Identity) -> Vec<Uplink> {
+pub(super) fn read(root: &Reader<'_>, gateway: &Identity, enrols: bool) -> Vec<Uplink> {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
     let mut uplinks = Vec::new();
     for reader in root.tables("uplink", "uplink") {
-        let Some(uplink) = uplink(&reader, gateway) else { continue };
+        let Some(uplink) = uplink(&reader, gateway, enrols) else { continue };
         if let Some(first) = seen.insert(uplink.name.clone(), reader.place("name").clone()) {
             reader.error("name", twice("uplink", &uplink.name, &first));
         }
@@ -27,7 +27,7 @@ pub(super) fn read(root: &Reader<'_>, gateway: &Identity) -> Vec<Uplink> {
     uplinks
 }
 
-fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
+fn uplink(reader: &Reader<'_>, gateway: &Identity, enrols: bool) -> Option<Uplink> {
     let name = reader.required("name", "name = \"site\"", name);
     let servers = reader.list("servers", server).unwrap_or_default();
     if servers.is_empty() {
@@ -35,7 +35,7 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity) -> Option<Uplink> {
         reader.context.error(reader.place("servers"), reader.key("servers"), text);
     }
     let encrypted = servers.iter().any(|s| s.tls);
-    let tls = client_tls(&reader.section("tls", "uplink.tls"));
+    let tls = client_tls(&reader.section("tls", "uplink.tls"), enrols);
     if reader.has("tls") && !encrypted && !servers.is_empty() {
         reader.error("tls", "is set, but no server is spoken to over TLS; write mqtts:// in `servers`");
     }
@@ -97,13 +97,20 @@ fn server(item: &Item) -> Result<Server, String> {
     Ok(Server { tls, host, port })
 }
 
-fn client_tls(section: &Reader<'_>) -> ClientTls {
+fn client_tls(section: &Reader<'_>, enrols: bool) -> ClientTls {
+    let enrolled = section.or("enrolled", false, boolean);
+    if enrolled && !enrols {
+        section.error("enrolled", "needs an [est] section: it says where the gateway gets its certificate");
+    }
+    if enrolled && (section.has("cert") || section.has("key")) {
+        section.error("enrolled", "cannot stand beside `cert` and `key`; remove one of both");
+    }
     let (ca, cert, key) = (section.file("ca"), section.file("cert"), section.file("key"));
     if section.has("cert") != section.has("key") {
         let there = if section.has("cert") { "cert" } else { "key" };
         section.error(there, "a client certificate needs both `cert` and `key`");
     }
-    ClientTls { ca, identity: cert.zip(key), server_name: section.optional("server_name", server_name) }
+    ClientTls { ca, identity: cert.zip(key), enrolled, server_name: section.optional("server_name", server_name) }
 }
 
 fn server_name(item: &Item) -> Result<String, String> {

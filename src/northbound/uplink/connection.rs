@@ -338,29 +338,28 @@ impl<'a> Connection<'a> {
 
     fn confirmed(&mut self, item: &InFlight) {
         self.proved = true;
-        if self.up.suspect.is(&item.mark()) {
-            self.clear_suspicion();
+        if self.up.suspect.confirmed(&item.mark()) {
+            self.widen();
         }
         let latency_ms = item.sent.elapsed().as_secs_f64() * 1000.0;
         let now_ms = self.up.now_ms();
         self.up.core.confirmed(item.owner, latency_ms, now_ms);
     }
 
-    fn clear_suspicion(&mut self) {
-        self.up.suspect.clear();
+    /// Nothing is suspected any more.
+    fn widen(&mut self) {
         self.window = self.window.max(usize::from(self.up.core.config.window).min(self.most));
     }
 
-    /// The broker closed the connection: was it the first message that it had not confirmed?
+    /// The broker closed the connection: was it a message that it had not confirmed?
     fn accuse(&mut self) {
-        let on_wire = self.unconfirmed.iter().flatten();
-        let Some(item) = on_wire.min_by_key(|item| item.number).filter(|item| item.sent.elapsed() < SUSPICION) else {
-            return;
-        };
-        if self.up.suspect.closed(item.mark()) {
+        let mut on_wire: Vec<_> = self.unconfirmed.iter().flatten().collect();
+        on_wire.sort_unstable_by_key(|item| item.number);
+        let Some(first) = on_wire.first().filter(|item| item.sent.elapsed() < SUSPICION) else { return };
+        if self.up.suspect.closed(on_wire.iter().map(|item| item.mark()).collect()) {
             let now_ms = self.up.started.elapsed().as_millis() as u64;
             let detail = "the broker closes the connection whenever it gets this message";
-            self.up.core.give_up(item.owner, &item.topic, "broker-disconnects", detail, now_ms);
+            self.up.core.give_up(first.owner, &first.topic, "broker-disconnects", detail, now_ms);
         }
     }
 
@@ -397,7 +396,8 @@ impl<'a> Connection<'a> {
             return Err(Failure::passing(format!("the broker has been silent for {:.0} s", silence.as_secs_f64())));
         }
         if self.began.elapsed() >= UNSUSPICIOUS {
-            self.clear_suspicion();
+            self.up.suspect.clear();
+            self.widen();
         }
         self.up.send_acks();
         let depth = *self.up.feed.depth.borrow();

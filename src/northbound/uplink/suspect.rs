@@ -1,19 +1,20 @@
 //! Finds a message that makes the broker close the connection (too large for it, a topic it cannot stand). Pure.
 //!
 //! MQTT 3.1.1 has no way to refuse one message, so a broker closes the connection instead, and a faithful sender would
-//! send the same message for ever while everything behind it waits. The first unconfirmed message of a connection that
-//! the broker closed is the suspect. When it is the same one twice, messages go out one at a time; when it is the same
-//! one five times although the broker confirmed others in each of these connections, it is given up, which a gap and an
-//! alarm say. A network that breaks, a broker that is silent or refuses the connection accuses nobody.
+//! send the same message for ever while everything behind it waits. When the broker has closed two connections in a row,
+//! what was on the wire is suspected, and messages go out one at a time until the broker has confirmed all of that: the
+//! culprit is then alone on the wire, so that no lost confirmation throws the blame on another. A message with which the
+//! broker closes the connection three times although nothing else was on the wire is given up, which a gap and an alarm
+//! say. A network that breaks, a broker that is silent or refuses the connection accuses nobody.
 
 use std::sync::Arc;
 
 use crate::model::{Lane, Seq};
 
-/// Closed connections after which messages go out one at a time.
+/// Closed connections in a row after which messages go out one at a time.
 const CAREFUL: u32 = 2;
-/// Closed connections after which the message is given up.
-const GUILTY: u32 = 5;
+/// Connections closed with the same message alone on the wire after which it is given up.
+const GUILTY: u32 = 3;
 
 /// What stays the same of a message from one connection to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,34 +25,52 @@ pub(super) enum Mark {
 
 #[derive(Debug, Default)]
 pub(super) struct Suspect {
-    mark: Option<Mark>,
-    times: u32,
+    /// Connections that the broker closed since the last time that all was well.
+    closures: u32,
+    /// Messages among which the culprit must be; at most a window of them.
+    suspects: Vec<Mark>,
+    /// How often the broker closed with the same message alone on the wire.
+    alone: Option<(Mark, u32)>,
 }
 
 impl Suspect {
-    /// Messages that may be in flight in the next connection.
+    /// Messages that may be on the wire at once.
     pub(super) fn window(&self, normal: usize) -> usize {
-        if self.times >= CAREFUL { 1 } else { normal }
+        if self.closures >= CAREFUL { 1 } else { normal }
     }
 
-    /// The broker closed a connection in which it had confirmed something; `first` was the first message that it had
-    /// not. True: give this message up.
-    pub(super) fn closed(&mut self, first: Mark) -> bool {
-        if self.mark.as_ref() == Some(&first) {
-            self.times += 1;
-        } else {
-            (self.mark, self.times) = (Some(first), 1);
+    /// The broker closed a connection with these messages on the wire, the oldest first. True: give that one up.
+    pub(super) fn closed(&mut self, on_wire: Vec<Mark>) -> bool {
+        let Some(first) = on_wire.first().cloned() else { return false };
+        self.closures += 1;
+        if on_wire.len() > 1 {
+            (self.suspects, self.alone) = (on_wire, None);
+            return false;
         }
-        let guilty = self.times >= GUILTY;
-        if guilty {
+        let times = self.alone.take().filter(|(mark, _)| *mark == first).map_or(1, |(_, times)| times + 1);
+        if times >= GUILTY {
+            self.clear();
+            return true;
+        }
+        if self.suspects.is_empty() {
+            self.suspects = on_wire;
+        }
+        self.alone = Some((first, times));
+        false
+    }
+
+    /// The broker confirmed a message: it is innocent. True: so are all.
+    pub(super) fn confirmed(&mut self, mark: &Mark) -> bool {
+        if self.closures == 0 {
+            return false;
+        }
+        self.alone.take_if(|(alone, _)| alone == mark);
+        self.suspects.retain(|suspect| suspect != mark);
+        let over = self.suspects.is_empty() && self.alone.is_none();
+        if over {
             self.clear();
         }
-        guilty
-    }
-
-    /// Whether this message's confirmation clears the suspicion.
-    pub(super) fn is(&self, mark: &Mark) -> bool {
-        self.mark.as_ref() == Some(mark)
+        over
     }
 
     pub(super) fn clear(&mut self) {
@@ -63,18 +82,54 @@ impl Suspect {
 mod tests {
     use super::*;
 
+    const NORMAL: usize = 4;
+
+    fn mark(seq: Seq) -> Mark {
+        Mark::Record(Lane::Bulk, seq)
+    }
+
+    fn marks(seqs: std::ops::Range<Seq>) -> Vec<Mark> {
+        seqs.map(mark).collect()
+    }
+
     #[test]
-    fn only_the_same_message_again_and_again_is_given_up() {
-        let mark = |seq| Mark::Record(Lane::Bulk, seq);
+    fn a_message_is_given_up_when_it_alone_ended_three_connections() {
         let mut suspect = Suspect::default();
-        assert!(!suspect.closed(mark(1)));
-        assert_eq!(suspect.window(200), 200);
-        assert!(!suspect.closed(mark(1)));
-        assert_eq!(suspect.window(200), 1);
-        assert!(!suspect.closed(mark(2)));
-        assert_eq!(suspect.window(200), 200);
-        let verdicts: Vec<_> = (0..4).map(|_| suspect.closed(mark(2))).collect();
-        assert_eq!(verdicts, [false, false, false, true]);
-        assert_eq!(suspect.window(200), 200);
+        assert!(!suspect.closed(marks(1..5)));
+        assert_eq!(suspect.window(NORMAL), NORMAL);
+        assert!(!suspect.closed(marks(1..5)));
+        assert_eq!(suspect.window(NORMAL), 1);
+        assert!(!suspect.confirmed(&mark(1)));
+        let verdicts: Vec<_> = (0..3).map(|_| suspect.closed(marks(2..3))).collect();
+        assert_eq!(verdicts, [false, false, true]);
+        assert_eq!(suspect.window(NORMAL), NORMAL);
+    }
+
+    /// A reset takes confirmations with it: whoever is oldest then is not the one.
+    #[test]
+    fn a_message_among_others_is_never_given_up_and_one_that_is_confirmed_starts_anew() {
+        let mut suspect = Suspect::default();
+        for _ in 0..20 {
+            assert!(!suspect.closed(marks(1..3)));
+        }
+        for _ in 0..20 {
+            assert!(!suspect.closed(marks(1..2)));
+            assert!(!suspect.closed(marks(1..2)));
+            suspect.confirmed(&mark(1));
+        }
+        assert!(!suspect.closed(Vec::new()));
+    }
+
+    #[test]
+    fn care_ends_when_all_that_were_on_the_wire_are_confirmed() {
+        let mut suspect = Suspect::default();
+        suspect.closed(marks(1..5));
+        suspect.closed(marks(1..5));
+        for seq in [7, 1, 2, 8, 3] {
+            assert!(!suspect.confirmed(&mark(seq)));
+            assert_eq!(suspect.window(NORMAL), 1);
+        }
+        assert!(suspect.confirmed(&mark(4)));
+        assert_eq!(suspect.window(NORMAL), NORMAL);
     }
 }

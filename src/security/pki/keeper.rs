@@ -15,7 +15,7 @@ use super::alarm::{Alarm, AlarmChange, AlarmTracker};
 use super::inventory::Serial;
 use super::life::{ClockGuard, Reading, Renewal, Throttle, Validity, renewal, renewal_share};
 use super::swap::ServerIdentity;
-use super::{Crl, Pki, PkiError, ServerNames};
+use super::{BelievedTime, Crl, Pki, PkiError, ServerNames};
 use crate::platform::clock::SharedClock;
 
 /// Between two looks.
@@ -91,6 +91,7 @@ pub struct Keeper {
     client_alarms: BTreeMap<Serial, AlarmTracker>,
     guard: ClockGuard,
     throttle: Throttle,
+    time: BelievedTime,
     clock: SharedClock,
 }
 
@@ -122,6 +123,7 @@ impl Keeper {
             receivers.insert(slot.clone(), receiver);
             servers.insert(slot, Server { names, sender, alarm: AlarmTracker::default() });
         }
+        let time = BelievedTime::new(clock.clone(), pki.book().floor());
         let (trust, trust_receiver) = watch::channel(Arc::new(trust_of(&mut pki)?));
         let keeper = Self {
             pki,
@@ -131,6 +133,7 @@ impl Keeper {
             client_alarms: BTreeMap::new(),
             guard: ClockGuard::default(),
             throttle: Throttle::new(BURST, EVERY.as_nanos() as u64),
+            time,
             clock,
         };
         Ok((keeper, Watches { servers: receivers, trust: trust_receiver }))
@@ -139,6 +142,11 @@ impl Keeper {
     /// The authority, for acts that a request asks for while running.
     pub const fn pki(&mut self) -> &mut Pki {
         &mut self.pki
+    }
+
+    /// The time as the inventory lets it be believed; its floor rises with what is written there.
+    pub fn time(&self) -> BelievedTime {
+        self.time.clone()
     }
 
     /// Looks once.
@@ -153,6 +161,7 @@ impl Keeper {
         self.keep_servers(now, &mut events);
         self.keep_list(&mut events);
         self.watch_lives(now, &mut events);
+        self.time.raise(self.pki.book().floor());
         events
     }
 

@@ -139,7 +139,7 @@ impl<D: Driver> LinkTask<D> {
     }
 
     fn finish(&mut self, job: Job, cycle: Cycle<D::Step>) {
-        self.schedule.finished(job);
+        self.schedule.finished(job, self.now());
         let at = cycle.marks.last().map_or_else(|| self.clock.now(), |&(_, at)| at);
         let mut results = cycle.results;
         date(&mut results, &cycle.marks, at);
@@ -167,6 +167,8 @@ impl<D: Driver> LinkTask<D> {
                 Permit::Probe => Duration::ZERO,
                 Permit::Wait(until) => until,
             };
+            // A probe of a device that must be left alone would send nothing and count as a failure.
+            let at = self.driver.held(slot).map_or(at, |time| at.max(self.now() + time));
             first = Some(first.map_or((at, slot), |first| first.min((at, slot))));
         }
         // With nobody to disturb, probes need no budget.
@@ -220,11 +222,13 @@ impl<D: Driver> LinkTask<D> {
         let outcome = self.driver.identify(slot).await;
         self.count();
         let device = self.device(slot);
-        if let Ok(Some(identity)) = &outcome
-            && device.identity.as_ref() != Some(identity)
-        {
-            device.identity = Some(identity.clone());
-            device.identity_is_news = true;
+        // A device that says nothing of itself is told, too: who waits for its identity need not wait longer.
+        if let Ok(answer) = &outcome {
+            let identity = answer.clone().unwrap_or_default();
+            if device.identity.as_ref() != Some(&identity) {
+                device.identity = Some(identity);
+                device.identity_is_news = true;
+            }
         }
         outcome
     }

@@ -91,7 +91,7 @@ proptest! {
         for (pass, finish) in steps {
             schedule.tick(now, || 1.0, |job, _, count| skipped[job.slot] += count);
             if let Some(job) = running.take_if(|_| finish) {
-                schedule.finished(job);
+                schedule.finished(job, now);
             } else if running.is_none() && let Some((job, starts)) = schedule.next(now) {
                 started[job.slot] += u64::from(starts);
                 running = Some(job);
@@ -119,7 +119,7 @@ proptest! {
             let mut served = 0;
             while let Some((job, starts)) = schedule.next(now) {
                 prop_assert!(starts);
-                schedule.finished(job);
+                schedule.finished(job, now);
                 served += 1;
             }
             prop_assert!(served > 0, "woken for nothing");

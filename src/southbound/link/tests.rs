@@ -1,0 +1,214 @@
+//! A link with a driver of the tests' own, on a clock that moves only when everybody waits: what is asserted here is the
+//! arithmetic of the schedule, however busy the machine is.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::model::{Access, DataType, Device, DeviceId, Point, PointId, Tier, Value};
+use crate::platform::clock::SystemClock;
+use crate::southbound::driver::{Answer, Scope, Tally};
+use crate::southbound::modbus::{Config, Link, PointAddress, Table};
+use crate::southbound::{DriverConfig, Identity, PointResult, RateGroup, WriteDone, WriteError};
+
+const MS: Duration = Duration::from_millis(1);
+const EVERY: Duration = Duration::from_millis(50);
+const TIMEOUT: Duration = Duration::from_millis(150);
+const GUARD: Duration = Duration::from_secs(1);
+
+/// What the units on the bus do, by slot.
+#[derive(Debug, Default)]
+struct Plant {
+    replies_after: BTreeMap<usize, Duration>,
+    dead: Option<usize>,
+    /// Requests to a unit that had to be left alone.
+    while_held: u32,
+    requests: BTreeMap<usize, u32>,
+}
+
+#[derive(Debug, Default)]
+struct Bus {
+    plant: Arc<Mutex<Plant>>,
+    held_until: BTreeMap<usize, Instant>,
+}
+
+impl Driver for Bus {
+    type Step = ();
+
+    fn attach(&mut self, _: usize, _: &DeviceConfig) {}
+
+    fn detach(&mut self, _: usize) {}
+
+    async fn connect(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    async fn identify(&mut self, _: usize) -> Result<Option<Identity>, Fault> {
+        Ok(None)
+    }
+
+    fn plan(&mut self, _: usize, _: usize, steps: &mut VecDeque<()>, _: &mut Vec<PointResult>) {
+        steps.push_back(());
+    }
+
+    fn probe(&self, _: usize) -> Option<()> {
+        Some(())
+    }
+
+    async fn read(
+        &mut self,
+        slot: usize,
+        (): &(),
+        _: &mut VecDeque<()>,
+        results: &mut Vec<PointResult>,
+    ) -> Result<Answer, Fault> {
+        let held = self.held(slot).is_some();
+        let (dead, latency) = {
+            let mut plant = self.plant.lock().unwrap();
+            plant.while_held += u32::from(held);
+            *plant.requests.entry(slot).or_default() += 1;
+            (plant.dead == Some(slot), plant.replies_after.get(&slot).copied().unwrap_or(2 * MS))
+        };
+        if dead {
+            sleep(TIMEOUT).await;
+            self.held_until.insert(slot, Instant::now() + GUARD);
+            return Err(Fault { scope: Scope::Device, reason: Reason::Timeout, text: "no reply".into() });
+        }
+        sleep(latency).await;
+        results.push(PointResult { point: 0, outcome: Ok(Value::Uint(1)), at: None });
+        Ok(Answer::Values)
+    }
+
+    fn points(&self, (): &(), mut each: impl FnMut(u32)) {
+        each(0);
+    }
+
+    async fn write(&mut self, _: usize, _: u32, _: &Value) -> Result<WriteDone, WriteError> {
+        Err(WriteError::Stopped)
+    }
+
+    fn held(&self, slot: usize) -> Option<Duration> {
+        let until = *self.held_until.get(&slot)?;
+        until.checked_duration_since(Instant::now()).filter(|time| !time.is_zero())
+    }
+
+    fn close(&mut self) {}
+
+    fn take_tally(&mut self) -> Tally {
+        Tally::default()
+    }
+}
+
+fn device(name: &str, unit: u8) -> DeviceConfig {
+    let mut config = Config::new(Link::RtuOverTcp { host: "bus".into(), port: 1 }, unit);
+    config.points = vec![PointAddress::new(Table::Holding, 0, DataType::U16)];
+    config.identify = false;
+    let point = Point {
+        id: PointId::new("p").unwrap(),
+        description: String::new(),
+        unit: String::new(),
+        data_type: DataType::U16,
+        access: Access::Read,
+        limits: None,
+    };
+    let device = Device {
+        id: DeviceId::new(name).unwrap(),
+        description: String::new(),
+        protocol: "modbus",
+        address: String::new(),
+        tier: Tier::One,
+        points: vec![point].into(),
+    };
+    let groups = vec![RateGroup { every: EVERY, points: vec![0] }];
+    DeviceConfig { device: Arc::new(device), groups, driver: DriverConfig::Modbus(config) }
+}
+
+/// Good scans by device, and the last statistics of each.
+#[derive(Debug, Default)]
+struct Seen {
+    scans: BTreeMap<String, u32>,
+    stats: BTreeMap<String, super::super::DeviceStats>,
+}
+
+/// Runs devices d0, d1, … on one bus for a time that only the virtual clock knows.
+async fn run(count: usize, plant: Plant, time: Duration) -> (Seen, Plant) {
+    let plant = Arc::new(Mutex::new(plant));
+    let (updates, mut received) = mpsc::channel(64);
+    let bus = Bus { plant: plant.clone(), ..Bus::default() };
+    let mut link = LinkTask::new("bus".into(), bus, updates, SystemClock::shared());
+    (0..count).for_each(|slot| link.attach(device(&format!("d{slot}"), slot as u8 + 1)));
+    let (commands, mut inbox) = mpsc::channel(1);
+    let task = tokio::spawn(async move { link.run(&mut inbox).await });
+    let mut seen = Seen::default();
+    let _ = timeout(time, async {
+        while let Some(update) = received.recv().await {
+            match update {
+                Update::Scan(scan) if scan.results.iter().all(|result| result.outcome.is_ok()) => {
+                    *seen.scans.entry(scan.device.to_string()).or_default() += 1;
+                }
+                Update::Device { device, stats, .. } => drop(seen.stats.insert(device.to_string(), stats)),
+                _ => {}
+            }
+        }
+    })
+    .await;
+    drop(commands);
+    task.await.unwrap();
+    let plant = std::mem::take(&mut *plant.lock().unwrap());
+    (seen, plant)
+}
+
+fn share(seen: &Seen, device: &str, time: Duration) -> f64 {
+    f64::from(seen.scans[device]) / (time.as_secs_f64() / EVERY.as_secs_f64())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_unit_costs_its_bus_mates_a_twentieth_at_most() {
+    let time = Duration::from_secs(600);
+    let (seen, plant) = run(3, Plant { dead: Some(1), ..Plant::default() }, time).await;
+    for mate in ["d0", "d2"] {
+        let kept = share(&seen, mate, time);
+        assert!(kept > 0.99, "{mate} kept {kept:.4} of its schedule: {:?}", seen.stats[mate]);
+    }
+    assert!(!seen.scans.contains_key("d1"));
+    assert_eq!(plant.while_held, 0, "a unit that must be left alone was asked");
+    // Three failures, then probes after 5, 10, 20, ... 300 s.
+    assert!((8..=12).contains(&plant.requests[&1]), "{:?}", plant.requests);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_can_do_it_leaves_no_cycle_out() {
+    let time = Duration::from_secs(60);
+    let (seen, _) = run(4, Plant::default(), time).await;
+    for (device, stats) in &seen.stats {
+        assert!(stats.overruns.is_empty(), "{device}: {:?}", stats.overruns);
+        let kept = share(&seen, device, time);
+        assert!(kept > 0.995, "{device} kept {kept:.4}");
+    }
+}
+
+/// The cycle that came due while the reply was on its way is read at once, late, instead of being left out; what is left
+/// out is counted against the device itself.
+#[tokio::test(start_paused = true)]
+async fn a_device_slower_than_its_rate_is_read_as_fast_as_it_can() {
+    let time = Duration::from_secs(60);
+    let slow = Plant { replies_after: BTreeMap::from([(0, 60 * MS)]), ..Plant::default() };
+    let (seen, _) = run(1, slow, time).await;
+    let (most, scans) = (60_000 / 60, seen.scans["d0"]);
+    assert!(scans > most * 95 / 100, "{scans} of at most {most}");
+    let causes: Vec<_> = seen.stats["d0"].overruns.keys().copied().collect();
+    assert_eq!(causes, ["previous-scan"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_device_takes_the_bus_from_nobody_more_than_its_turn() {
+    let time = Duration::from_secs(60);
+    let slow = Plant { replies_after: BTreeMap::from([(0, 40 * MS)]), ..Plant::default() };
+    let (seen, _) = run(3, slow, time).await;
+    for device in ["d0", "d1", "d2"] {
+        let kept = share(&seen, device, time);
+        assert!(kept > 0.99, "{device} kept {kept:.4}: {:?}", seen.stats[device]);
+    }
+}
