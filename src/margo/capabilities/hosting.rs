@@ -183,7 +183,7 @@ pub fn parse_quantity(text: &str) -> Option<u64> {
 /// The sum, in the largest binary unit that holds it whole.
 fn add(a: &str, b: &str) -> String {
     let sum = parse_quantity(a).unwrap_or(0).saturating_add(parse_quantity(b).unwrap_or(0));
-    let unit = UNITS.iter().find(|(unit, factor)| unit.ends_with('i') && sum > 0 && sum % factor == 0);
+    let unit = UNITS.iter().find(|(unit, factor)| unit.ends_with('i') && sum > 0 && sum.is_multiple_of(*factor));
     unit.map_or_else(|| sum.to_string(), |(unit, factor)| format!("{}{unit}", sum / factor))
 }
 

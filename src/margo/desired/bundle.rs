@@ -81,7 +81,7 @@ pub fn unpack(
         let mut file = file.map_err(form)?;
         let Some(name) = name(&file)? else { continue };
         let yaml = content(&mut file, &name)?;
-        let id = open.get_mut(&Digest::of(&yaml)).and_then(Vec::pop).ok_or_else(|| BundleError::Extra(name))?;
+        let id = open.get_mut(&Digest::of(&yaml)).and_then(Vec::pop).ok_or(BundleError::Extra(name))?;
         unpacked.insert(id, yaml);
     }
     match open.into_values().flatten().next() {
