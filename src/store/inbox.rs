@@ -139,12 +139,7 @@ impl Inbox {
         Ok(answers)
     }
 
-    async fn enqueue(
-        &self,
-        lane: Lane,
-        records: Vec<NewRecord>,
-        synced: bool,
-    ) -> Result<Answer, AppendError> {
+    async fn enqueue(&self, lane: Lane, records: Vec<NewRecord>, synced: bool) -> Result<Answer, AppendError> {
         let bytes: usize = records.iter().map(|r| r.payload.len() + OVERHEAD).sum();
         let permits = bytes.min(APPEND_BYTES) as u32;
         let room =

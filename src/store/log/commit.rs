@@ -231,10 +231,8 @@ impl LaneLog {
             return None;
         }
         let rested = now.saturating_sub(commit.acks_synced_at) >= ACK_SYNC_MIN_NS;
-        let sync = commit.acks_urgent
-            || low
-            || now.saturating_sub(since) >= ACK_SYNC_NS
-            || (commit.acks >= ACKS && rested);
+        let sync =
+            commit.acks_urgent || low || now.saturating_sub(since) >= ACK_SYNC_NS || (commit.acks >= ACKS && rested);
         let aged = commit.unwritten_since.is_some_and(|since| now.saturating_sub(since) >= ACK_WRITE_NS);
         if !sync && !aged && commit.unwritten < ACK_WRITE {
             return None;
