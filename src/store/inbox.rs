@@ -199,7 +199,8 @@ impl Inbox {
         let idle = |q: &mut Queues| {
             let appends = (0..2).any(|i| lanes[i] && !q.appends[i].is_empty());
             let acks = self.acked.load(Ordering::Acquire) >= ACK_WRITE;
-            q.controls.is_empty() && !(job && q.done.is_some()) && !appends && !acks
+            let done = job && q.done.is_some();
+            q.controls.is_empty() && !done && !appends && !acks
         };
         let mut guard = self.queues();
         guard.awaits_job = job;
