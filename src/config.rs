@@ -45,7 +45,7 @@ pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
 pub use into_broker::{IntoBrokerError, PLANT_SLOT, TlsContext};
-pub use into_northbound::LOCAL;
+pub use into_northbound::{LOCAL, SYSTEM_CA};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc};
 
+use super::firmware::{FirmwareDesk, Question};
 use super::health::HealthDesk;
 use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
@@ -22,12 +23,13 @@ pub struct AdminService {
     latest: Latest,
     health: HealthDesk,
     reload: ReloadHandle,
+    firmware: FirmwareDesk,
 }
 
 impl AdminService {
     /// A service over these tables.
-    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle) -> Self {
-        Self { latest, health, reload }
+    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle, firmware: FirmwareDesk) -> Self {
+        Self { latest, health, reload, firmware }
     }
 }
 
@@ -41,6 +43,7 @@ impl Service for AdminService {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error: error.to_string() },
             }),
+            Request::Firmware { question } => Reply::One(self.firmware(question).await),
             Request::Reload => Reply::One(match self.reload.reload().await {
                 Ok(text) => Answer::Text { text },
                 Err(error) => Answer::Error { error },
@@ -50,6 +53,19 @@ impl Service for AdminService {
 }
 
 impl AdminService {
+    async fn firmware(&self, question: serde_json::Value) -> Answer {
+        let asked =
+            serde_json::from_value::<Question>(question).map_err(|e| format!("not a question about firmware: {e}"));
+        let answer = match asked {
+            Ok(question) => self.firmware.ask(question, "cli").await,
+            Err(error) => Err(error),
+        };
+        match answer.and_then(|reply| serde_json::to_value(reply).map_err(|e| e.to_string())) {
+            Ok(value) => Answer::Json { value },
+            Err(error) => Answer::Error { error },
+        }
+    }
+
     fn points(&self, device: Option<&str>) -> Answer {
         self.latest.read(|table| {
             if let Some(name) = device

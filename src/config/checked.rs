@@ -3,6 +3,7 @@
 
 mod certificates;
 mod device;
+mod firmware;
 mod gateway;
 
 pub use certificates::{Certificates, Est, Pki, ServerTls};
@@ -10,6 +11,7 @@ pub use device::{
     Addressing, BitRange, Breaker, Deadband, Device, Group, Link, LinkOptions, Modbus, ModbusPoint, Order, Parity,
     Protocol, Rule, Serial, Table, Transport, Write, WriteFunction,
 };
+pub use firmware::Firmware;
 pub use gateway::{
     Access, Acl, Broker, BrokerLimits, ClientTls, Consumer, Filter, FullPolicy, Gateway, Identity, Limits, LinkPolicy,
     Listener, Log, LogFormat, MqttVersion, Otlp, OtlpProtocol, Publish, Qos, QosSet, Replay, Server, Store, SyncMode,

@@ -3,6 +3,7 @@
 mod broker;
 mod certificates;
 mod consumer;
+mod firmware;
 mod store;
 mod uplink;
 
@@ -32,6 +33,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         limits: limits(&root.section("limits", "limits")),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
+        firmware: firmware::read(&root.section("firmware", "firmware")),
         uplinks,
         identity,
     }

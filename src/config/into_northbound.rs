@@ -13,7 +13,7 @@ use crate::security::ClientTlsFiles;
 /// Name of the embedded broker among the consumers.
 pub const LOCAL: &str = "local";
 /// The system's authorities on Debian and its kin.
-const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 impl Gateway {
     /// The embedded broker as a consumer of the store; `None` when it is switched off.
@@ -134,6 +134,7 @@ mod tests {
                 "secrets/otlp",
                 "secrets/est",
                 "tls/est-root.pem",
+                "tls/firmware.pub",
                 "tls/site-ca.pem",
                 "tls/client.pem",
                 "tls/client.key",

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Firmware;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::contract::Encoding;
@@ -33,6 +34,8 @@ pub struct Gateway {
     pub pki: Pki,
     /// `[est]`; `None` enrols nowhere.
     pub est: Option<Est>,
+    /// `[firmware]`
+    pub firmware: Firmware,
 }
 
 /// `[gateway]`
