@@ -2,7 +2,7 @@
 //!
 //! Promise:
 //! - Only the user who runs the gateway (and root) can open the socket: it is made with mode 0600.
-//! - A request is at most 64 KiB, an answer is one line, a stream is one line per item until either side closes.
+//! - A request is at most 1 MiB (a document of a transfer has 768 KiB), an answer is one line, a stream is one line per item until either side closes.
 //! - A client that does not read is cut off; it never holds the gateway back.
 //!
 //! It must not know the gateway: what is asked goes to a [`Service`] that `app` implements.
@@ -48,6 +48,11 @@ pub enum Request {
     },
     /// Read the configuration again: answers [`Answer::Text`].
     Reload,
+    /// A question or request of device management, as its own JSON: answers [`Answer::Json`].
+    Manage {
+        /// What is asked, see `management::socket::SocketAsk`.
+        question: serde_json::Value,
+    },
 }
 
 /// What a client gets, one per line.
@@ -135,6 +140,6 @@ pub enum Reply {
 
 /// What stands behind the socket.
 pub trait Service: Send + Sync + 'static {
-    /// Answers one request.
-    fn answer(&self, request: Request) -> impl Future<Output = Reply> + Send;
+    /// Answers one request of the user `uid`.
+    fn answer(&self, uid: u32, request: Request) -> impl Future<Output = Reply> + Send;
 }

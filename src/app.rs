@@ -16,8 +16,10 @@ pub mod firmware;
 mod health;
 mod ingest;
 mod latest;
+mod management;
 mod reload;
 mod sessions;
+mod settings;
 mod supervisor;
 mod usage;
 mod watchdog;
@@ -65,11 +67,8 @@ pub fn run(path: &Path) -> Result<(), RunError> {
     // Which version is to run is decided before anything can fail; this call may become another binary.
     let running = config::find_data_dir(path).map_or(Slot::Packaged, |data| firmware::boot(&data));
     let loaded = config::load(path)?;
-    let telemetry = Telemetry::start(
-        &loaded.gateway.log_config(),
-        loaded.gateway.otlp_config().as_ref(),
-        loaded.gateway.identity.id.as_str(),
-    )?;
+    let telemetry =
+        Telemetry::start(&loaded.gateway.log, loaded.gateway.otlp.as_ref(), loaded.gateway.identity.id.as_str())?;
     let outcome = runtime()?.block_on(serve(path, loaded, &telemetry, running));
     if let Err(error) = &outcome {
         tracing::error!(%error, "the gateway ends");

@@ -111,7 +111,8 @@ pub struct Identity {
     pub user: Option<String>,
     /// Where the connection comes from; `None` for a retained message of an earlier connection.
     pub address: Option<SocketAddr>,
-    /// Name in the verified client certificate: common name, else the first DNS, mail or URI alternative name.
+    /// Name in the verified client certificate: `device:` and the id for one that the plant issued to a device; else the
+    /// common name, else the first DNS, mail or URI alternative name.
     pub tls_name: Option<String>,
     /// Which verified client certificate that is.
     pub certificate: Option<CertificateId>,

@@ -11,7 +11,7 @@
 //!   state asks for is done again: boot, retry and change are one code path.
 //! - Who may ask what is one table ([`roles`]). Everything that was tried stands in the audit log.
 //!
-//! **Form.** The cores are Sans-IO. [`command`] and [`onboarding`] take a request and a time and say what is to be stored,
+//! **Form.** The cores are Sans-IO. [`command`] takes a request and a time and says what is to be stored,
 //! done and answered; [`core`] does so for everything else but [`firmware`], as a [`step::Step`]: records to make durable and, once they are,
 //! effects. [`command::CommandService`] and [`service`] are the thin tasks round them. What they need of the outside are
 //! traits owned here: [`command::DeviceWriter`], [`command::CommandLedger`], [`command::AnswerSink`],
@@ -24,6 +24,7 @@
 //! **Must not** know drivers, brokers or the store.
 
 pub mod audit;
+pub mod capabilities;
 pub mod clock;
 pub mod command;
 pub mod core;
@@ -31,7 +32,6 @@ pub mod desired;
 pub mod firmware;
 pub mod journal;
 pub mod lifecycle;
-pub mod onboarding;
 pub mod permit;
 pub mod request;
 pub mod roles;

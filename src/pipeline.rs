@@ -92,6 +92,7 @@ pub struct DevicePipeline {
     pending_since_ns: u64,
     read: u64,
     kept: u64,
+    is_trusted: bool,
 }
 
 impl DevicePipeline {
@@ -109,7 +110,18 @@ impl DevicePipeline {
             pending_since_ns: 0,
             read: 0,
             kept: 0,
+            is_trusted: true,
         }
+    }
+
+    /// The same for a device whose identity is not the approved one: every value is bad, `identity-changed`.
+    pub fn distrusted(self) -> Self {
+        Self { is_trusted: false, ..self }
+    }
+
+    /// A raw number in engineering units, before any filter.
+    pub fn number(&self, point: u32, raw: &Value) -> Option<f64> {
+        self.rules.get(point as usize)?.number(raw)
     }
 
     /// Takes over what was last reported from the pipeline of the same device before a reload, so that points whose rule
@@ -147,7 +159,8 @@ impl DevicePipeline {
             }
             self.read += 1;
             let stamp = input.at.unwrap_or(at);
-            let (value, quality, reason) = self.rules[index].apply(input.outcome);
+            let outcome = if self.is_trusted { input.outcome } else { input.outcome.and(Err(Reason::IdentityChanged)) };
+            let (value, quality, reason) = self.rules[index].apply(outcome);
             if self.filters[index].passes(&self.rules[index], value.as_ref(), quality, reason, at.mono_ns) {
                 self.push(index, value, quality, reason, stamp, at, &mut full);
             }

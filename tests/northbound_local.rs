@@ -60,6 +60,7 @@ fn start(config: ConsumerConfig, store: FakeStore) -> Bench {
         directory: watch::channel(Arc::default()).1,
         requests: requests_in,
         notices: notices_in,
+        settings: Arc::default(),
         clock: ManualClock::at(1_763_812_800_000),
     };
     let (consumer, health) = Consumer::new(config, store.source(), context, Usage::default()).unwrap();
@@ -166,7 +167,7 @@ async fn requests_are_handed_over_and_the_second_is_refused_while_the_queue_is_f
         topic: "r/devices/pump/command".into(),
         payload: format!(r#"{{"correlationId":"{id}","writes":[]}}"#).into(),
         retain: false,
-        identity: "anna".into(),
+        sender: fieldgate::northbound::Sender { name: "anna".into(), ..Default::default() },
         response_topic: Some("answers/anna".into()),
         correlation: None,
     };
@@ -178,7 +179,7 @@ async fn requests_are_handed_over_and_the_second_is_refused_while_the_queue_is_f
     bench.next_on("answers/anna").await;
     assert_eq!(bench.notices.recv().await.unwrap().kind, "request-refused");
 
-    let RequestKind::Command { command, .. } = bench.requests.recv().await.unwrap().kind;
+    let RequestKind::Command { command, .. } = bench.requests.recv().await.unwrap().kind else { panic!("a command") };
     assert_eq!(command.correlation_id, "one");
     // Management answers through the store; the requester's own topic gets a copy.
     let result =

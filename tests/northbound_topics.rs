@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 
 use fieldgate::contract::{ContractMessage, Encoding, topics, v1};
+use fieldgate::management::desired::Target;
+use fieldgate::management::request::Ask;
 use fieldgate::model::DeviceId;
 
 const DOC: &str = include_str!("../docs/topics.md");
@@ -48,6 +50,12 @@ fn every_example_is_the_message_that_it_names() {
             "Point" => parse::<v1::Point>(heading, example),
             "Command" => parse::<v1::Command>(heading, example),
             "CommandResult" => parse::<v1::CommandResult>(heading, example),
+            "ManagementRequest" => parse::<v1::ManagementRequest>(heading, example),
+            "ManagementResult" => parse::<v1::ManagementResult>(heading, example),
+            "Announcement" => parse::<v1::Announcement>(heading, example),
+            "DesiredConfig" => parse::<v1::DesiredConfig>(heading, example),
+            "ReportedConfig" => parse::<v1::ReportedConfig>(heading, example),
+            "DeviceClock" => parse::<v1::DeviceClock>(heading, example),
             "AuditEntry" => parse::<v1::AuditEntry>(heading, example),
             other => panic!("{heading}: add {other} to this test"),
         }
@@ -69,6 +77,18 @@ fn every_topic_has_its_row_and_its_section() {
         topics::events("d"),
         topics::command(&d),
         topics::command_result("d"),
+        "devices/d/onboarding/request".to_owned(),
+        "devices/d/onboarding/announce".to_owned(),
+        topics::management_result("approve", "d"),
+        "devices/d/config/desired".to_owned(),
+        Target::Device(d.clone()).topic(),
+        topics::management_result("configure", "d"),
+        topics::device_time(&d),
+        "management/request".to_owned(),
+        topics::management_result("approve", ""),
+        "config/desired".to_owned(),
+        Target::Gateway.topic(),
+        topics::management_result("configure", ""),
     ]
     .into_iter()
     .map(|t| t.replace("devices/d", "devices/{d}").replace("points/p", "points/{p}"))
@@ -89,6 +109,8 @@ fn every_topic_has_its_row_and_its_section() {
         "events",
         "command",
         "command_result",
+        "device_time",
+        "management_result",
         "parse_point",
     ];
     for line in include_str!("../src/contract/topics.rs").lines() {
@@ -98,6 +120,12 @@ fn every_topic_has_its_row_and_its_section() {
     }
     for filter in topics::RequestTopic::FILTERS {
         assert!(topics.contains(&filter.replacen('+', "{d}", 1)), "{filter}");
+    }
+    for filter in Ask::FILTERS {
+        assert!(
+            topics::RequestTopic::FILTERS.contains(&filter),
+            "management waits for {filter}, which nobody subscribes to"
+        );
     }
 }
 

@@ -74,6 +74,7 @@ fn start_tls(config: ConsumerConfig, store: &FakeStore, tls: Arc<dyn TlsSource>)
         directory: watch::channel(Arc::default()).1,
         requests: requests_in,
         notices: notices_in,
+        settings: Arc::default(),
         clock: clock.clone(),
     };
     let (consumer, health) = Consumer::new(config, store.source(), context, Usage::default()).unwrap();
@@ -107,7 +108,7 @@ impl Uplink {
     /// The next request and its correlation id.
     async fn request(&mut self) -> (String, Request) {
         let request = timeout(LONG, self.requests.recv()).await.expect("a request in time").unwrap();
-        let RequestKind::Command { command, .. } = &request.kind;
+        let RequestKind::Command { command, .. } = &request.kind else { panic!("a command") };
         (command.correlation_id.clone(), request)
     }
 

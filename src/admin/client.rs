@@ -89,7 +89,7 @@ mod tests {
     struct Echo;
 
     impl Service for Echo {
-        async fn answer(&self, request: Request) -> Reply {
+        async fn answer(&self, _: u32, request: Request) -> Reply {
             match request {
                 Request::Tail { .. } => {
                     let (send, receive) = mpsc::channel(4);
@@ -140,7 +140,7 @@ mod tests {
         let path = dir.path().join(SOCKET);
         let server = tokio::spawn(serve(bind(&path).unwrap(), Arc::new(Echo)));
         let mut client = connect(dir.path()).await;
-        let flood = vec![b'x'; 70_000];
+        let flood = vec![b'x'; 1_100_000];
         let _ = client.write.write_all(&flood).await;
         assert!(matches!(client.next().await, Err(AdminError::Refused(e)) if e.contains("longer than")));
         server.abort();

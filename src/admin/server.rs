@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::{Answer, Reply, Request, Service};
 
-const MAX_REQUEST: u64 = 64 * 1024;
+const MAX_REQUEST: u64 = 1024 * 1024;
 const MAX_CLIENTS: usize = 16;
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 const READ_LIMIT: Duration = Duration::from_secs(30);
@@ -65,6 +65,7 @@ pub async fn serve(listener: UnixListener, service: Arc<impl Service>) {
 }
 
 async fn talk(stream: UnixStream, service: Arc<impl Service>) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).take(MAX_REQUEST);
     let mut line = String::new();
@@ -79,7 +80,7 @@ async fn talk(stream: UnixStream, service: Arc<impl Service>) -> io::Result<()> 
             return send(&mut write, &Answer::Error { error }).await;
         }
         let reply = match serde_json::from_str::<Request>(&line) {
-            Ok(request) => service.answer(request).await,
+            Ok(request) => service.answer(uid, request).await,
             Err(error) => Reply::One(Answer::Error { error: format!("not a request: {error}") }),
         };
         match reply {

@@ -81,13 +81,15 @@ fn publication(message: northbound::Message) -> broker::Publication {
 
 fn inbound(message: broker::Inbound) -> northbound::Inbound {
     let client = &message.client;
-    let who = client.name().unwrap_or("anonymous");
-    let identity = client.address.map_or_else(|| who.to_owned(), |address| format!("{who}@{}", address.ip()));
+    let sender = northbound::Sender {
+        name: client.name().unwrap_or("anonymous").to_owned(),
+        address: client.address.map_or_else(String::new, |address| address.ip().to_string()),
+    };
     northbound::Inbound {
         topic: message.topic,
         payload: message.payload,
         retain: message.retain,
-        identity,
+        sender,
         response_topic: message.response_topic,
         correlation: message.correlation,
     }

@@ -11,6 +11,7 @@ use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
 use crate::admin::{Answer, DeviceLine, PointLine, Reply, Request, Service};
 use crate::contract::{ContractMessage, json_value, timestamp};
+use crate::management::service::Management;
 use crate::model::{Batch, DeviceId, Point, Quality, Sample, Tier};
 use crate::southbound::Identity;
 
@@ -24,17 +25,24 @@ pub struct AdminService {
     health: HealthDesk,
     reload: ReloadHandle,
     firmware: FirmwareDesk,
+    management: Management,
 }
 
 impl AdminService {
     /// A service over these tables.
-    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle, firmware: FirmwareDesk) -> Self {
-        Self { latest, health, reload, firmware }
+    pub fn new(
+        latest: Latest,
+        health: HealthDesk,
+        reload: ReloadHandle,
+        firmware: FirmwareDesk,
+        management: Management,
+    ) -> Self {
+        Self { latest, health, reload, firmware, management }
     }
 }
 
 impl Service for AdminService {
-    async fn answer(&self, request: Request) -> Reply {
+    async fn answer(&self, uid: u32, request: Request) -> Reply {
         match request {
             Request::Devices => Reply::One(Answer::Devices { devices: device_lines(&self.latest) }),
             Request::Points { device } => Reply::One(self.points(device.as_deref())),
@@ -43,7 +51,11 @@ impl Service for AdminService {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error: error.to_string() },
             }),
-            Request::Firmware { question } => Reply::One(self.firmware(question).await),
+            Request::Firmware { question } => Reply::One(self.firmware(uid, question).await),
+            Request::Manage { question } => Reply::One(match self.management.socket_json(uid, question).await {
+                Ok(value) => Answer::Json { value },
+                Err(error) => Answer::Error { error: error.to_string() },
+            }),
             Request::Reload => Reply::One(match self.reload.reload().await {
                 Ok(text) => Answer::Text { text },
                 Err(error) => Answer::Error { error },
@@ -53,11 +65,11 @@ impl Service for AdminService {
 }
 
 impl AdminService {
-    async fn firmware(&self, question: serde_json::Value) -> Answer {
+    async fn firmware(&self, uid: u32, question: serde_json::Value) -> Answer {
         let asked =
             serde_json::from_value::<Question>(question).map_err(|e| format!("not a question about firmware: {e}"));
         let answer = match asked {
-            Ok(question) => self.firmware.ask(question, "cli").await,
+            Ok(question) => self.firmware.ask(question, &format!("cli:uid={uid}")).await,
             Err(error) => Err(error),
         };
         match answer.and_then(|reply| serde_json::to_value(reply).map_err(|e| e.to_string())) {

@@ -1,5 +1,5 @@
-//! Commands on their way from a session to a device and back: requests in, writes through scaling and driver, answers and
-//! audit lines into the critical lane.
+//! Commands on their way to a device and back: writes through scaling and driver, answers and audit lines into the critical
+//! lane.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,18 +13,17 @@ use super::events::EventLog;
 use super::ingest::device_hash;
 use crate::contract::{ContractMessage, Encoding};
 use crate::management::command::{
-    Answer, AnswerSink, CommandKey, CommandLedger, CommandRequest, CommandService, DeviceWriter, LedgerEntry,
-    LedgerError, Receipt, WriteFailure,
+    Answer, AnswerSink, CommandKey, CommandLedger, DeviceWriter, LedgerEntry, LedgerError, WriteFailure,
 };
 use crate::model::{Device, DeviceId, Lane, PointId, RecordKind, Value};
-use crate::northbound::{self, Notice, RequestKind};
+use crate::northbound::Notice;
 use crate::pipeline::{DevicePipeline, Scaling};
 use crate::platform::clock::SharedClock;
 use crate::southbound::Southbound;
 use crate::store::{NewRecord, Op, Store};
 
 /// Tree of the state store that holds commands and their answers.
-const COMMANDS: &str = "commands";
+pub const COMMANDS: &str = "commands";
 
 /// The scalings of all devices; shared, replaced by a reload.
 #[derive(Debug, Clone, Default)]
@@ -138,29 +137,6 @@ impl AnswerSink for AnswersToLog {
             records.push(record(RecordKind::CommandResult, device, result.encode_as(Encoding::Protobuf)));
         }
         self.store.append_synced(records).await.map(drop).map_err(|e| e.to_string())
-    }
-}
-
-/// Hands requests of the sessions to the command service until `token` is cancelled.
-pub async fn run(
-    service: CommandService,
-    mut requests: mpsc::Receiver<northbound::Request>,
-    token: CancellationToken,
-) -> Result<(), String> {
-    loop {
-        let request = tokio::select! {
-            () = token.cancelled() => return Ok(()),
-            next = requests.recv() => match next {
-                Some(request) => request,
-                None => return Ok(()),
-            },
-        };
-        let northbound::Request { origin, kind, receipt } = request;
-        let RequestKind::Command { device, command } = kind;
-        let request = CommandRequest { device, command, actor: origin.actor() };
-        if service.submit(request, Receipt::new(move || receipt.accept())).await.is_err() {
-            return if token.is_cancelled() { Ok(()) } else { Err("the command service ended".to_owned()) };
-        }
     }
 }
 

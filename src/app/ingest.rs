@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::devices::DeviceDesk;
 use super::latest::Latest;
 use crate::contract::{ContractMessage, Encoding, telemetry};
+use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
-use crate::platform::clock::SharedClock;
+use crate::platform::clock::{Boot, SharedClock};
 use crate::southbound::{Scan, Update};
 use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
 
@@ -57,22 +58,25 @@ pub struct Ingest {
     store: Store,
     latest: Latest,
     desk: DeviceDesk,
+    watcher: Watcher,
     clock: SharedClock,
     stats: Arc<IngestStats>,
 }
 
 impl Ingest {
     /// A task that starts with these pipelines.
+    #[allow(clippy::too_many_arguments, reason = "the neighbours of one task, named once where it is made")]
     pub fn new(
         pipelines: Vec<DevicePipeline>,
         store: Store,
         latest: Latest,
         desk: DeviceDesk,
+        watcher: Watcher,
         clock: SharedClock,
         stats: Arc<IngestStats>,
     ) -> Self {
         let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
-        Self { pipelines, store, latest, desk, clock, stats }
+        Self { pipelines, store, latest, desk, watcher, clock, stats }
     }
 
     /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
@@ -133,8 +137,8 @@ impl Ingest {
                 Ok(Vec::new())
             }
             Update::Identity { device, identity } => {
-                self.desk.identified(&device, &identity).await?;
-                self.latest.identity(&device, identity);
+                self.latest.identity(&device, identity.clone());
+                self.desk.identified(&device, identity).await;
                 Ok(Vec::new())
             }
         }
@@ -143,6 +147,11 @@ impl Ingest {
     fn scan(&mut self, scan: Scan) -> Vec<Batch> {
         let Some(pipeline) = self.pipelines.get_mut(&scan.device) else { return Vec::new() };
         self.stats.read.fetch_add(scan.results.len() as u64, Ordering::Relaxed);
+        let observed = scan.results.iter().map(|r| {
+            let value = r.outcome.as_ref().ok().and_then(|raw| pipeline.number(r.point, raw));
+            (r.point, Observed { mono_ns: scan.at.mono_ns, good: r.outcome.is_ok(), value })
+        });
+        self.watcher.scan(pipeline.device(), observed);
         let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
         pipeline.scan(inputs, scan.at)
     }
@@ -171,11 +180,11 @@ impl Ingest {
         if batches.is_empty() {
             return Ok(());
         }
-        let mut records = Vec::with_capacity(batches.len());
+        let (mut records, boot) = (Vec::with_capacity(batches.len()), self.clock.boot());
         for batch in batches {
             self.stats.kept.fetch_add(batch.samples.len() as u64, Ordering::Relaxed);
             let batch = Arc::new(batch);
-            telemetry_records(&batch, &mut records);
+            telemetry_records(&batch, boot, &mut records);
             self.latest.batch(&batch);
         }
         match self.store.append(records).await {
@@ -192,25 +201,25 @@ impl Ingest {
 }
 
 /// One record, or several when the log does not take so large a one: texts of 250 octets in batches of 1,000.
-fn telemetry_records(batch: &Batch, out: &mut Vec<NewRecord>) {
-    let record = telemetry_record(batch);
+fn telemetry_records(batch: &Batch, boot: Boot, out: &mut Vec<NewRecord>) {
+    let record = telemetry_record(batch, boot);
     if record.payload.len() <= MAX_PAYLOAD || batch.samples.len() < 2 {
         return out.push(record);
     }
     let (first, second) = batch.samples.split_at(batch.samples.len() / 2);
     for half in [first, second] {
-        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, out);
+        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, boot, out);
     }
 }
 
-fn telemetry_record(batch: &Batch) -> NewRecord {
+fn telemetry_record(batch: &Batch, boot: Boot) -> NewRecord {
     NewRecord {
         lane: Lane::Bulk,
         kind: RecordKind::Telemetry,
         device: device_hash(batch.device.as_str()),
         ts_ms: batch.at.wall_ms,
         count: batch.samples.len().min(usize::from(u16::MAX)) as u16,
-        payload: telemetry(batch).encode_as(Encoding::Protobuf),
+        payload: telemetry(batch, boot.uptime(batch.at.mono_ns)).encode_as(Encoding::Protobuf),
     }
 }
 

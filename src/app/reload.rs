@@ -7,26 +7,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::commands::Scalings;
-use super::devices::DeviceDesk;
 use super::events::EventLog;
 use super::health::HealthDesk;
-use super::ingest::Control;
-use super::latest::Latest;
+use super::management::{Fleet, take_files};
 use super::sessions::Sessions;
-use super::wire::{directory, drivers, models, pipelines, wanted};
+use super::wire::wanted;
 use crate::broker::{self, EmbeddedBroker};
 use crate::config::watch::{POLL_INTERVAL, Watcher};
 use crate::config::{self, Loaded, diff::diff};
 use crate::contract::v1::event::Severity;
-use crate::management::command::CommandService;
-use crate::northbound::Directory;
+use crate::management::service::Management;
 use crate::platform::notify;
-use crate::southbound::Southbound;
 use crate::telemetry::LogHandle;
 
 type Outcome = Result<String, String>;
@@ -81,20 +76,10 @@ pub struct Reloader {
     pub in_force: Mutex<InForce>,
     /// One per consumer.
     pub sessions: Mutex<Sessions>,
-    /// The devices.
-    pub southbound: Southbound,
-    /// The ingest task's ear.
-    pub control: mpsc::Sender<Control>,
-    /// The publishers' list of devices.
-    pub directory: watch::Sender<Arc<Directory>>,
-    /// Last values.
-    pub latest: Latest,
-    /// Onboarding and capabilities.
-    pub desk: DeviceDesk,
-    /// What writes need.
-    pub scalings: Scalings,
-    /// Who executes commands.
-    pub commands: CommandService,
+    /// Who decides what runs.
+    pub management: Management,
+    /// What runs.
+    pub fleet: Fleet,
     /// The embedded broker, for users and rules.
     pub broker: Option<EmbeddedBroker>,
     /// Where standing problems are shown.
@@ -170,10 +155,7 @@ impl Reloader {
         why
     }
 
-    /// From north to south, so that no sample meets a part that does not know it yet. What can fail comes first.
-    ///
-    /// Drivers name points by their place in the device's list. Therefore devices that change rest while pipelines and
-    /// scalings are exchanged: no value is taken for that of another point, and nothing is written to another register.
+    /// What can fail comes first.
     async fn apply(&self, old: &Loaded, new: &Loaded) -> Result<(), String> {
         let access = self.access(old, new).await?;
         self.logs.set_level(&new.gateway.log.level).map_err(|e| e.to_string())?;
@@ -188,26 +170,7 @@ impl Reloader {
         if let (Some(broker), Some((users, acl))) = (&self.broker, access) {
             broker.set_access(users, acl);
         }
-        self.directory.send_replace(Arc::new(directory(new)));
-        self.latest.set_devices(new.devices.iter().map(|d| &d.model));
-        self.desk.declare(&models(new)).await?;
-        let devices = new.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
-        self.commands.set_devices(devices).await.map_err(|e| e.to_string())?;
-        let (before, after) = (drivers(old), drivers(new));
-        let (kept, resting): (Vec<_>, Vec<_>) = before.into_iter().partition(|device| after.contains(device));
-        if !resting.is_empty() {
-            self.southbound.apply(kept).await;
-        }
-        let pipelines = pipelines(new);
-        self.scalings.set(&pipelines);
-        let (done, replaced) = oneshot::channel();
-        self.control
-            .send(Control::Replace { pipelines, done })
-            .await
-            .map_err(|_| "the gateway is stopping".to_owned())?;
-        replaced.await.map_err(|_| "the gateway is stopping".to_owned())?;
-        let applied = self.southbound.apply(after).await;
-        tracing::debug!(?applied, "devices");
+        take_files(&self.management, &self.fleet, new).await.map_err(|e| e.to_string())?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The gateway's parts and the lines between them. Read top-down: `start` builds from the disk northwards and starts the
 //! devices last, so that the first sample already has a store to go to; `stop` drains the other way round.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,10 @@ use super::firmware;
 use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
+use super::management::{self, Fleet, FleetParts, Ground, LastValues};
 use super::reload::{self, InForce, Reloader};
 use super::sessions::{Sessions, Wanted};
+use super::settings;
 use super::supervisor::Supervisor;
 use super::watchdog;
 use crate::admin::{self, DeviceLine, PointLine};
@@ -28,12 +31,11 @@ use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
 use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
+use crate::management::desired::Watcher;
 use crate::management::firmware::Slot;
-use crate::model::Device;
-use crate::northbound::{Context, Directory, GatewayInfo, StateBoard};
-use crate::pipeline::DevicePipeline;
-use crate::platform::clock::{SharedClock, SystemClock};
-use crate::southbound::{DeviceConfig, Southbound};
+use crate::northbound::{Context, GatewayInfo, StateBoard};
+use crate::platform::clock::{ClockBook, SharedClock, SystemClock};
+use crate::southbound::Southbound;
 use crate::store::{self, Store};
 use crate::telemetry::Telemetry;
 
@@ -78,6 +80,8 @@ impl Gateway {
         // The store first: everything else writes to it.
         create_private(&loaded.gateway.identity.data_dir).map_err(|e| failed("data directory")(&e))?;
         let store = open_store(&loaded, &clock).await?;
+        let settings = Arc::new(ClockBook::open(&loaded.gateway.identity.data_dir));
+        supervisor.spawn("clock settings", settings::run(settings.clone(), clock.clone(), token.clone()));
         let epoch = store.state().next_epoch().await.map_err(|e| failed("state store")(&e))?;
         let events = EventLog::new(store.clone(), clock.clone());
 
@@ -110,7 +114,7 @@ impl Gateway {
         let board = StateBoard::default();
         let (ask, asked) = mpsc::channel(loaded.gateway.limits.command_queue);
         let (notice, notices) = mpsc::channel(64);
-        let (directory, directory_watch) = watch::channel(Arc::new(directory(&loaded)));
+        let (directory, directory_watch) = watch::channel(Arc::default());
         let context = Context {
             gateway: GatewayInfo {
                 id: loaded.gateway.identity.id.to_string(),
@@ -122,6 +126,7 @@ impl Gateway {
             requests: ask,
             notices: notice,
             clock: clock.clone(),
+            settings,
         };
         let mut sessions = Sessions::new(store.clone(), context, broker.clone(), tls.time.clone());
         sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
@@ -129,16 +134,53 @@ impl Gateway {
 
         // From drivers to the log.
         let latest = Latest::default();
-        latest.set_devices(loaded.devices.iter().map(|d| &d.model));
         let stats = Arc::new(IngestStats::default());
-        let desk = DeviceDesk::new(store.clone(), board.clone(), events.clone(), clock.clone());
-        desk.declare(&models(&loaded)).await.map_err(|e| failed("onboarding")(&e))?;
-        let pipelines = pipelines(&loaded);
-        let scalings = Scalings::default();
-        scalings.set(&pipelines);
         let (update, updates) = mpsc::channel(loaded.gateway.limits.scan_queue);
         let (control, controls) = mpsc::channel::<Control>(4);
-        let ingest = Ingest::new(pipelines, store.clone(), latest.clone(), desk.clone(), clock.clone(), stats.clone());
+        let southbound = Southbound::start(Vec::new(), update, clock.clone());
+        let (scalings, watcher) = (Scalings::default(), Watcher::default());
+
+        // Who executes commands, and who decides what runs.
+        let limits = &loaded.gateway.limits;
+        let limits = CommandLimits {
+            queue: limits.command_queue,
+            per_second: limits.commands_per_second,
+            timeout: limits.command_timeout,
+        };
+        let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
+        let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
+        let ledger = LedgerInState(store.clone());
+        let started = CommandService::start(limits, BTreeMap::new(), writer, ledger, answers, clock.clone()).await;
+        let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
+        let fleet = Fleet::new(FleetParts {
+            southbound: southbound.clone(),
+            control,
+            directory,
+            latest: latest.clone(),
+            scalings,
+            commands: command_service.clone(),
+            values: LastValues { latest: latest.clone(), watcher: watcher.clone() },
+            board: board.clone(),
+            clock: clock.clone(),
+        });
+        let ground = Ground {
+            store: store.clone(),
+            board: board.clone(),
+            events: events.clone(),
+            watcher: watcher.clone(),
+            fleet: fleet.clone(),
+            clock: clock.clone(),
+        };
+        let started = management::start(&loaded, ground).await;
+        let (management, management_task) = started.map_err(|e| failed("device management")(&e))?;
+        supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });
+        supervisor.spawn("device management", async move { management_task.await.map_err(|e| e.to_string()) });
+        let requests = management::run_requests(command_service.clone(), management.clone(), asked, token.clone());
+        supervisor.spawn("requests", requests);
+
+        let desk = DeviceDesk { management: management.clone(), fleet: fleet.clone(), events: events.clone() };
+        let ingest =
+            Ingest::new(Vec::new(), store.clone(), latest.clone(), desk, watcher, clock.clone(), stats.clone());
         let (ingest_stop, (ingest_done, ingest_ended)) = (CancellationToken::new(), oneshot::channel());
         let ingest = ingest.run(updates, controls, ingest_stop.clone());
         supervisor.spawn("ingest", async move {
@@ -147,7 +189,8 @@ impl Gateway {
             let _ = ingest_done.send(());
             outcome
         });
-        let southbound = Southbound::start(drivers(&loaded), update, clock.clone());
+        // From here on devices are polled.
+        management::take_files(&management, &fleet, &loaded).await.map_err(|e| failed("device management")(&e))?;
 
         // What people and systemd see.
         let broker_stats = broker.clone();
@@ -162,20 +205,6 @@ impl Gateway {
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
         supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
-        let limits = &loaded.gateway.limits;
-        let limits = CommandLimits {
-            queue: limits.command_queue,
-            per_second: limits.commands_per_second,
-            timeout: limits.command_timeout,
-        };
-        let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
-        let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
-        let devices = loaded.devices.iter().map(|d| (d.model.id.clone(), d.model.clone())).collect();
-        let started =
-            CommandService::start(limits, devices, writer, LedgerInState(store.clone()), answers, clock.clone()).await;
-        let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
-        supervisor.spawn("requests", commands::run(command_service.clone(), asked, token.clone()));
-        supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });
 
         let (restart, restart_wanted) = watch::channel(None);
         let ground = firmware::Ground {
@@ -195,20 +224,15 @@ impl Gateway {
         let reloader = Arc::new(Reloader {
             in_force: tokio::sync::Mutex::new(InForce { path: path.to_owned(), loaded }),
             sessions: tokio::sync::Mutex::new(sessions),
-            southbound: southbound.clone(),
-            control,
-            directory,
-            latest: latest.clone(),
-            desk,
-            scalings,
-            commands: command_service,
+            management: management.clone(),
+            fleet,
             broker: broker.clone(),
             health: health.clone(),
             events,
             logs: telemetry.logs.clone(),
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
-        let service = Arc::new(AdminService::new(latest.clone(), health, handle, updates));
+        let service = Arc::new(AdminService::new(latest.clone(), health, handle, updates, management));
         // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.
         let mut bound = admin::bind(&admin_path).ok();
         supervisor.spawn_restarting("admin socket", move || {
@@ -303,31 +327,10 @@ fn create_private(directory: &Path) -> Result<(), String> {
     made.map_err(|e| format!("create {}: {e}", directory.display()))
 }
 
-/// What publishers know of the devices.
-pub(super) fn directory(loaded: &Loaded) -> Directory {
-    loaded.devices.iter().map(|d| (d.model.id.to_string(), d.model.clone())).collect()
-}
-
-/// The devices as everyone but their drivers sees them.
-pub(super) fn models(loaded: &Loaded) -> Vec<Arc<Device>> {
-    loaded.devices.iter().map(|d| d.model.clone()).collect()
-}
-
-/// One fresh pipeline per device.
-pub(super) fn pipelines(loaded: &Loaded) -> Vec<DevicePipeline> {
-    let of = |d: &crate::config::Device| DevicePipeline::new(d.model.clone(), d.rules(), d.batch_limits());
-    loaded.devices.iter().map(of).collect()
-}
-
-/// The devices as their drivers see them.
-pub(super) fn drivers(loaded: &Loaded) -> Vec<DeviceConfig> {
-    loaded.devices.iter().map(|d| d.southbound()).collect()
-}
-
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
     let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
     let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
-    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files(&enrolled) };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled) };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

@@ -75,10 +75,10 @@ pub struct AclRule {
 }
 
 impl AclRule {
-    /// A rule for `filter`, in which `%u` stands for the client's identity and `%c` for its client id, each as a whole
-    /// level or part of one. A client whose identity or id has `/`, `+` or `#` never matches a filter with it.
+    /// A rule for `filter`, in which `%u` stands for the client's identity, `%n` for the part of it behind the last `:` (the
+    /// id in `device:pump-1`) and `%c` for its client id, each as a whole level or part of one. A client whose identity or id has `/`, `+` or `#` never matches a filter with it.
     pub fn new(who: Who, access: Access, filter: &str) -> Result<Self, AclError> {
-        if topic::valid_filter(&filter.replace("%u", "u").replace("%c", "c")) {
+        if topic::valid_filter(&filter.replace("%u", "u").replace("%n", "n").replace("%c", "c")) {
             Ok(Self { who, access, filter: filter.to_owned() })
         } else {
             Err(AclError::Filter(filter.to_owned()))
@@ -91,7 +91,9 @@ impl AclRule {
             return None;
         }
         let mut filter = self.filter.clone();
-        for (mark, value) in [("%u", identity.name().unwrap_or_default()), ("%c", &*identity.client_id)] {
+        let name = identity.name().unwrap_or_default();
+        let last = name.rsplit(':').next().unwrap_or_default();
+        for (mark, value) in [("%u", name), ("%n", last), ("%c", &*identity.client_id)] {
             if filter.contains(mark) {
                 if value.is_empty() || value.contains(['/', '+', '#']) {
                     return None;

@@ -51,22 +51,67 @@ pub fn command_result(device: &str) -> String {
     format!("devices/{device}/command/result")
 }
 
+/// Retained: [`super::v1::DeviceClock`].
+pub fn device_time(device: &DeviceId) -> String {
+    format!("devices/{device}/time")
+}
+
+/// Not retained: where the [`super::v1::ManagementResult`] of an action goes. `device` is empty for the gateway and for
+/// requests on several devices.
+pub fn management_result(action: &str, device: &str) -> String {
+    match (action, device) {
+        ("configure", "") => "config/result".to_owned(),
+        ("configure", device) => format!("devices/{device}/config/result"),
+        (_, "") => "management/result".to_owned(),
+        (_, device) => format!("devices/{device}/onboarding/result"),
+    }
+}
+
 /// Something a client asks of the gateway by publishing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestTopic {
     /// `devices/{d}/command`
     Command(DeviceId),
+    /// `management/request`, `config/desired`, `devices/{d}/onboarding/request`, `devices/{d}/onboarding/announce` or
+    /// `devices/{d}/config/desired`.
+    Management(ManagementTopic),
+}
+
+/// A topic that brings requests of device management.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagementTopic {
+    /// The topic, relative to the root.
+    pub topic: String,
+    /// The device that it names.
+    pub device: Option<DeviceId>,
+    /// Whether it brings desired configuration, which may be retained; other requests may not.
+    pub is_desired: bool,
 }
 
 impl RequestTopic {
     /// Subscriptions, relative to the root, that bring every request.
-    pub const FILTERS: [&str; 1] = ["devices/+/command"];
+    pub const FILTERS: [&str; 6] = [
+        "devices/+/command",
+        "management/request",
+        "config/desired",
+        "devices/+/onboarding/request",
+        "devices/+/onboarding/announce",
+        "devices/+/config/desired",
+    ];
 
     /// Reads a topic relative to the root; `None` when it is no request topic.
     pub fn parse(topic: &str) -> Option<Self> {
-        let mut levels = topic.split('/');
-        match (levels.next()?, levels.next()?, levels.next()?, levels.next()) {
-            ("devices", device, "command", None) => Some(RequestTopic::Command(DeviceId::new(device).ok()?)),
+        let levels: Vec<&str> = topic.splitn(5, '/').collect();
+        let management = |device: Option<&str>, is_desired| {
+            let device = device.map(DeviceId::new).transpose().ok()?;
+            Some(RequestTopic::Management(ManagementTopic { topic: topic.to_owned(), device, is_desired }))
+        };
+        match levels.as_slice() {
+            ["devices", device, "command"] => Some(RequestTopic::Command(DeviceId::new(device).ok()?)),
+            ["management", "request"] => management(None, false),
+            ["config", "desired"] => management(None, true),
+            ["devices", device, "onboarding", "request" | "announce"] => management(Some(device), false),
+            ["devices", device, "config", "desired"] => management(Some(device), true),
             _ => None,
         }
     }
@@ -87,8 +132,26 @@ mod tests {
     fn request_topics_are_recognised_and_nothing_else_is() {
         let pump = DeviceId::new("pump").unwrap();
         assert_eq!(RequestTopic::parse(&command(&pump)), Some(RequestTopic::Command(pump)));
-        for other in ["devices/pump/command/result", "devices//command", "devices/a b/command", "status", ""] {
+        for other in [
+            "devices/pump/command/result",
+            "devices//command",
+            "devices/a b/command",
+            "devices/a b/config/desired",
+            "devices/pump/config/desired/x",
+            "devices/pump/config/reported",
+            "management/result",
+            "status",
+            "",
+        ] {
             assert_eq!(RequestTopic::parse(other), None, "{other}");
+        }
+        let Some(RequestTopic::Management(gateway)) = RequestTopic::parse("config/desired") else { panic!() };
+        assert!(gateway.is_desired && gateway.device.is_none());
+        for topic in
+            ["devices/pump/onboarding/request", "devices/pump/onboarding/announce", "devices/pump/config/desired"]
+        {
+            let Some(RequestTopic::Management(found)) = RequestTopic::parse(topic) else { panic!("{topic}") };
+            assert_eq!((found.topic.as_str(), found.device.unwrap().as_str()), (topic, "pump"));
         }
     }
 

@@ -106,7 +106,7 @@ impl Receipt {
         Self(None)
     }
 
-    fn accept(self) {
+    pub(in crate::management) fn accept(self) {
         if let Some(stored) = self.0 {
             stored();
         }

@@ -46,6 +46,8 @@ pub enum MethodValue {
 /// Rules of one device.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CommandRules {
+    /// Why nothing may be written at all; `None` for a device in service.
+    pub closed: Option<String>,
     /// Points that need two steps.
     pub critical: BTreeSet<String>,
     /// Interlocks by the point that is written.
@@ -61,6 +63,7 @@ impl CommandRules {
     pub fn new(overlay: &DeviceOverlay, methods: BTreeMap<String, Vec<MethodWrite>>) -> Self {
         let points = overlay.points.iter();
         Self {
+            closed: None,
             critical: points.clone().filter(|(_, p)| p.critical == Some(true)).map(|(name, _)| name.clone()).collect(),
             interlocks: points.filter_map(|(name, p)| Some((name.clone(), p.interlock.clone()?))).collect(),
             rate: overlay.commands,
@@ -78,7 +81,7 @@ pub trait PointValues: Send + Sync + 'static {
 /// Why a command is not permitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
-    /// Stable code: `interlocked`, `confirmation-required`, `confirmation-invalid`, `rate-limited`, `unknown-method`,
+    /// Stable code: `not-in-service`, `interlocked`, `confirmation-required`, `confirmation-invalid`, `rate-limited`, `unknown-method`,
     /// `malformed`.
     pub code: &'static str,
     /// For people.
@@ -184,12 +187,15 @@ impl Permits {
         self.rate(now, device, writes.len())
     }
 
-    /// The interlocks alone, right before the writes are done.
+    /// Whether the device is in service and the interlocks permit the writes, right before they are done.
     ///
     /// # Errors
-    /// [`Denied`] `interlocked`.
+    /// [`Denied`] `not-in-service` or `interlocked`.
     pub fn interlocks(&self, device: &DeviceId, writes: &[v1::Write]) -> Result<(), Denied> {
         let Some(rules) = self.rules.get(device) else { return Ok(()) };
+        if let Some(why) = &rules.closed {
+            return Err(denied("not-in-service", why.clone()));
+        }
         for (index, write) in writes.iter().enumerate() {
             let Some(interlock) = rules.interlocks.get(&write.point) else { continue };
             let now = self.values.as_ref().and_then(|v| v.good(device, &interlock.point));

@@ -20,7 +20,7 @@ pub struct Actor {
     pub from: String,
     /// Set when the credentials belong to a device: it may speak of itself only.
     pub device: Option<DeviceId>,
-    /// SHA-256 fingerprint of the client certificate, lower-case hexadecimal.
+    /// What its client certificate proves: the name that the plant's authority certified, the same after a renewal.
     pub certificate: Option<String>,
 }
 

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::clock::ClockForm;
+use super::command::Receipt;
 use super::core::{Core, Input, Plan, Request, Settings};
 use super::desired::{GatewayOverlay, Watcher};
 use super::journal::{Journal, JournalError};
@@ -96,6 +97,8 @@ pub struct Stopped;
 
 enum Message {
     Input(Box<Input>),
+    /// A request whose carrier keeps it until its outcome is durable.
+    Stored(Box<Input>, Receipt),
     /// From the admin socket: the answer also goes back to the caller.
     Ask(Box<Request>, oneshot::Sender<v1::ManagementResult>),
     Look(Box<dyn FnOnce(&Core) + Send>),
@@ -139,12 +142,27 @@ impl Management {
         encoding: crate::contract::Encoding,
         payload: &[u8],
     ) -> Result<bool, Stopped> {
-        let input = match Ask::parse(topic, encoding, payload) {
-            None => return Ok(false),
-            Some(Ok(ask)) => Input::Request(Box::new(Request { actor, ask })),
-            Some(Err(refusal)) => Input::Malformed { actor, refusal },
-        };
-        self.report(input).await.map(|()| true)
+        match read(actor, topic, encoding, payload) {
+            None => Ok(false),
+            Some(input) => self.report(input).await.map(|()| true),
+        }
+    }
+
+    /// As [`Self::request`]; `stored` is told once the outcome of the request is durable.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn request_stored(
+        &self,
+        actor: Actor,
+        topic: &str,
+        encoding: crate::contract::Encoding,
+        payload: &[u8],
+        stored: Receipt,
+    ) -> Result<bool, Stopped> {
+        let Some(input) = read(actor, topic, encoding, payload) else { return Ok(false) };
+        self.messages.send(Message::Stored(Box::new(input), stored)).await.map_err(|_| Stopped)?;
+        Ok(true)
     }
 
     /// A request of the admin socket; gives its final answer.
@@ -189,6 +207,14 @@ impl Management {
         self.messages.send(Message::Look(Box::new(look))).await.map_err(|_| Stopped)?;
         answer.await.map_err(|_| Stopped)
     }
+}
+
+/// A message as an input; `None` when its topic is none of management's.
+fn read(actor: Actor, topic: &str, encoding: crate::contract::Encoding, payload: &[u8]) -> Option<Input> {
+    Some(match Ask::parse(topic, encoding, payload)? {
+        Ok(ask) => Input::Request(Box::new(Request { actor, ask })),
+        Err(refusal) => Input::Malformed { actor, refusal },
+    })
 }
 
 /// The refusal that a client gets when a message is no request.

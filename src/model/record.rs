@@ -44,6 +44,8 @@ pub enum RecordKind {
     Audit = 5,
     /// One change of the keyed state, for rebuilding it. Internal to the store.
     Journal = 6,
+    /// `fieldgate.v1.ManagementResult`.
+    ManagementResult = 7,
 }
 
 impl RecordKind {
@@ -56,6 +58,7 @@ impl RecordKind {
             4 => RecordKind::CommandResult,
             5 => RecordKind::Audit,
             6 => RecordKind::Journal,
+            7 => RecordKind::ManagementResult,
             _ => return None,
         })
     }

@@ -96,6 +96,17 @@ impl StateBoard {
         }
     }
 
+    /// As [`Self::remove`], also for a topic that this board never set: it may be retained from an earlier run, or was
+    /// published by the sessions themselves.
+    pub fn clear(&self, topic: &str) {
+        let mut slots = self.lock();
+        if !matches!(slots.by_topic.get(topic), Some((_, None))) {
+            slots.put(topic, None);
+            slots.forget_old_removals();
+            self.version.send_replace(slots.version);
+        }
+    }
+
     /// The message of a topic, if it is set.
     pub fn get(&self, topic: &str) -> Option<Arc<StateMessage>> {
         self.lock().by_topic.get(topic).and_then(|(_, message)| message.clone())

@@ -16,7 +16,7 @@ use super::health::{Meter, Notices, Severity};
 use super::ledger::{Ack, Ledger, Token};
 use super::message::{Message, Retain};
 use super::publisher::{Directory, Publisher};
-use super::requests::Answer;
+use super::requests::{Answer, Refused};
 use super::{Context, GatewayInfo};
 use crate::contract::{ContractMessage, Encoding, topics, v1};
 use crate::model::{Delivery, Lane, Order, RecordKind};
@@ -77,6 +77,7 @@ impl Core {
         let mut publisher = Publisher::new(&config);
         let mut directory = context.directory.clone();
         publisher.set_directory(directory.borrow_and_update().clone());
+        publisher.set_clock_book(context.settings.clone());
         Self {
             notices: Notices::new(&config.name, context.notices.clone()),
             meter,
@@ -323,10 +324,13 @@ impl Core {
     }
 
     /// Sends a refusal on the result topic, and on the response topic if there is one.
-    pub(super) fn refuse_request(&mut self, result: &v1::CommandResult, answer: Answer) {
+    pub(super) fn refuse_request(&mut self, refused: &Refused, answer: Answer) {
         self.meter.health.requests_refused += 1;
-        let topic = topics::command_result(&answer.device);
-        let message = self.publisher.message(&topic, result, self.config.qos.results);
+        let qos = self.config.qos.results;
+        let message = match refused {
+            Refused::Command(result) => self.publisher.message(&answer.topic, &**result, qos),
+            Refused::Management(result) => self.publisher.message(&answer.topic, &**result, qos),
+        };
         let payload = message.payload.clone();
         self.keep(message);
         self.reply(answer, payload);
@@ -334,13 +338,25 @@ impl Core {
 
     fn answer_requester(&mut self, delivery: &Delivery) {
         let Delivery::Record { record, .. } = delivery else { return };
-        if self.answers.is_empty() || record.kind != RecordKind::CommandResult {
+        if self.answers.is_empty() {
             return;
         }
-        let Ok(result) = v1::CommandResult::decode_as(Encoding::Protobuf, &record.payload) else { return };
-        let wanted = |a: &Answer| a.device == result.device && a.correlation_id == result.correlation_id;
+        let encoding = self.config.encoding;
+        let (topic, id, payload) = match record.kind {
+            RecordKind::CommandResult => {
+                let Ok(result) = v1::CommandResult::decode_as(Encoding::Protobuf, &record.payload) else { return };
+                let (topic, id) = (topics::command_result(&result.device), result.correlation_id.clone());
+                (topic, id, v1::CommandResult { seq: record.seq, ..result }.encode_as(encoding))
+            }
+            RecordKind::ManagementResult => {
+                let Ok(result) = v1::ManagementResult::decode_as(Encoding::Protobuf, &record.payload) else { return };
+                let topic = topics::management_result(&result.action, &result.device);
+                (topic, result.correlation_id.clone(), result.encode_as(encoding))
+            }
+            _ => return,
+        };
+        let wanted = |a: &Answer| a.topic == topic && a.correlation_id == id;
         let Some(answer) = self.answers.iter().position(wanted).and_then(|i| self.answers.remove(i)) else { return };
-        let payload = v1::CommandResult { seq: record.seq, ..result }.encode_as(self.config.encoding);
         self.reply(answer, payload);
     }
 

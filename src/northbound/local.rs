@@ -13,7 +13,7 @@ use super::core::{Core, Outgoing};
 use super::feed::{self, Command, Feed};
 use super::health::Severity;
 use super::message::{Inbound, Message};
-use super::requests::{Gate, Outcome};
+use super::requests::{Gate, Outcome, answer_of};
 use super::source::RecordSource;
 use super::{Consumer, Context};
 use crate::contract::v1::status::State;
@@ -144,10 +144,10 @@ impl<P: LocalPublisher> Local<P> {
     fn request(&mut self, inbound: Inbound) {
         match self.gate.receive(inbound) {
             Outcome::Handed { answer, .. } => self.core.await_answer(answer),
-            Outcome::Refused { result, answer, code, message } => {
+            Outcome::Refused { refused, answer, code, message } => {
                 let device = answer.device.clone();
-                self.core.refuse_request(&result, answer);
-                let text = format!("a request for {device} was refused ({code}): {message}");
+                self.core.refuse_request(&refused, answer);
+                let text = format!("a request for {} was refused ({code}): {message}", answer_of(&device));
                 self.core.notices.report(Severity::Warning, "request-refused", &device, text);
             }
             Outcome::Ignored => {}

@@ -48,6 +48,15 @@ impl Message {
     }
 }
 
+/// Who published a message, as far as its carrier proved it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sender {
+    /// Name of the user or certificate; empty when the carrier does not tell (an uplink's broker).
+    pub name: String,
+    /// Address it connects from; may be empty.
+    pub address: String,
+}
+
 /// A message that a client published to the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inbound {
@@ -57,8 +66,8 @@ pub struct Inbound {
     pub payload: Bytes,
     /// The broker had kept it.
     pub retain: bool,
-    /// Who published, as far as the carrier knows, such as `operator1@192.0.2.4`; empty when it does not.
-    pub identity: String,
+    /// Who published, as far as the carrier knows.
+    pub sender: Sender,
     /// MQTT 5 response topic.
     pub response_topic: Option<String>,
     /// MQTT 5 correlation data.

@@ -7,30 +7,40 @@
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::message::Inbound;
-use crate::contract::topics::RequestTopic;
+use super::message::{Inbound, Sender};
+use crate::contract::topics::{self, ManagementTopic, RequestTopic};
 use crate::contract::{ContractMessage, Encoding, v1};
 use crate::model::DeviceId;
 
-/// Largest request payload in bytes.
+/// Largest command in bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
+/// Largest request of device management in bytes: a document of a transfer holds devices with their history.
+pub const MAX_MANAGEMENT: usize = 1024 * 1024;
 
 /// Where a request came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The consumer whose session received it.
     pub consumer: String,
-    /// Who sent it, as far as the carrier knows; an uplink's broker does not tell, so it is empty there.
-    pub identity: String,
+    /// Who sent it, as far as the carrier knows; an uplink's broker does not tell.
+    pub sender: Sender,
 }
 
 impl Origin {
-    /// The actor for the audit log, such as `mqtt:local:operator1`.
+    /// The identity that roles are given to, such as `mqtt:local:operator1`; the uplink alone, such as `mqtt:site`, when its
+    /// broker does not tell who asks.
+    pub fn name(&self) -> String {
+        match self.sender.name.as_str() {
+            "" => format!("mqtt:{}", self.consumer),
+            name => format!("mqtt:{}:{name}", self.consumer),
+        }
+    }
+
+    /// The actor for the audit log, such as `mqtt:local:operator1@192.0.2.4`.
     pub fn actor(&self) -> String {
-        if self.identity.is_empty() {
-            format!("mqtt:{}", self.consumer)
-        } else {
-            format!("mqtt:{}:{}", self.consumer, self.identity)
+        match self.sender.address.as_str() {
+            "" => self.name(),
+            address => format!("{}@{address}", self.name()),
         }
     }
 }
@@ -44,6 +54,15 @@ pub enum RequestKind {
         device: DeviceId,
         /// The command; its correlation id is not empty.
         command: v1::Command,
+    },
+    /// A request of device management, not read yet.
+    Management {
+        /// The topic, relative to the root.
+        topic: String,
+        /// How the payload is encoded.
+        encoding: Encoding,
+        /// The message.
+        payload: Bytes,
     },
 }
 
@@ -66,7 +85,7 @@ impl Receipt {
     }
 }
 
-/// A request on its way to management. Its answer is a `CommandResult` record in the store.
+/// A request on its way to management. Its answer is a record of the store (`CommandResult` or `ManagementResult`).
 #[derive(Debug)]
 pub struct Request {
     /// Where it came from.
@@ -90,14 +109,24 @@ pub(super) enum Outcome {
     /// Handed over; the broker is told when `stored` resolves.
     Handed { stored: oneshot::Receiver<()>, answer: Answer },
     /// Refused: send this answer and acknowledge the message.
-    Refused { result: Box<v1::CommandResult>, answer: Answer, code: &'static str, message: String },
+    Refused { refused: Refused, answer: Answer, code: &'static str, message: String },
     /// No request topic.
     Ignored,
+}
+
+/// The answer to a request that is not handed over.
+#[derive(Debug)]
+pub(super) enum Refused {
+    Command(Box<v1::CommandResult>),
+    Management(Box<v1::ManagementResult>),
 }
 
 /// Which result belongs to which MQTT 5 response topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
+    /// Topic of the result, relative to the root.
+    pub(super) topic: String,
+    /// Empty for the gateway.
     pub(super) device: String,
     pub(super) correlation_id: String,
     pub(super) reply: Option<ReplyTo>,
@@ -124,35 +153,63 @@ impl Gate {
     /// Reads one inbound message.
     pub(super) fn receive(&self, inbound: Inbound) -> Outcome {
         let relative = inbound.topic.strip_prefix(self.root.as_str()).and_then(|t| t.strip_prefix('/'));
-        let Some(RequestTopic::Command(device)) = relative.and_then(RequestTopic::parse) else {
-            return Outcome::Ignored;
-        };
         let reply = self.reply_to(&inbound);
-        match read_command(&inbound) {
-            Ok(command) => self.hand_over(device, command, inbound.identity, reply),
-            Err((code, message)) => refuse(&device, guess_correlation(&inbound.payload), reply, code, message),
+        match relative.and_then(RequestTopic::parse) {
+            None => Outcome::Ignored,
+            Some(RequestTopic::Command(device)) => {
+                let topic = topics::command_result(device.as_str());
+                let answer = |correlation_id| Answer { topic, device: device.to_string(), correlation_id, reply };
+                match read_command(&inbound) {
+                    Ok(command) => {
+                        let answer = answer(command.correlation_id.clone());
+                        self.hand_over(RequestKind::Command { device, command }, inbound.sender, answer)
+                    }
+                    Err((code, message)) => refuse(answer(guess_correlation(&inbound.payload)), code, message),
+                }
+            }
+            // A retained message was cleared: nothing is asked.
+            Some(RequestTopic::Management(_)) if inbound.payload.is_empty() => Outcome::Ignored,
+            Some(RequestTopic::Management(asked)) => self.manage(asked, inbound, reply),
         }
     }
 
-    fn hand_over(&self, device: DeviceId, command: v1::Command, identity: String, reply: Option<ReplyTo>) -> Outcome {
-        let answer =
-            Answer { device: device.as_str().to_owned(), correlation_id: command.correlation_id.clone(), reply };
+    /// Device management reads the message itself; here only what must not get that far is refused.
+    fn manage(&self, asked: ManagementTopic, inbound: Inbound, reply: Option<ReplyTo>) -> Outcome {
+        let ManagementTopic { topic, device, is_desired } = asked;
+        let device = device.map_or_else(String::new, |d| d.to_string());
+        let action = if is_desired { "configure" } else { "" };
+        let answer = |correlation_id| Answer {
+            topic: topics::management_result(action, &device),
+            device: device.clone(),
+            correlation_id,
+            reply,
+        };
+        let length = inbound.payload.len();
+        if length > MAX_MANAGEMENT {
+            let text = format!("the request has {length} bytes; at most {MAX_MANAGEMENT} are read");
+            return refuse(answer(String::new()), "too-large", text);
+        }
+        let correlation_id = guess_management_correlation(&inbound.payload);
+        if inbound.retain && !is_desired {
+            let text = "a request must not be retained: it would be done again; publish it without the retain flag";
+            return refuse(answer(correlation_id), "retained", text.to_owned());
+        }
+        let kind = RequestKind::Management { topic, encoding: encoding_of(&inbound.payload), payload: inbound.payload };
+        self.hand_over(kind, inbound.sender, answer(correlation_id))
+    }
+
+    fn hand_over(&self, kind: RequestKind, sender: Sender, answer: Answer) -> Outcome {
         let (receipt, stored) = Receipt::new();
-        let origin = Origin { consumer: self.consumer.clone(), identity };
-        let kind = RequestKind::Command { device: device.clone(), command };
+        let origin = Origin { consumer: self.consumer.clone(), sender };
         match self.out.try_send(Request { origin, kind, receipt }) {
             Ok(()) => Outcome::Handed { stored, answer },
             Err(mpsc::error::TrySendError::Full(_)) => {
                 let message = "the gateway has too many requests in hand; send this one again later".to_owned();
-                refuse(&device, answer.correlation_id, answer.reply, "busy", message)
+                refuse(answer, "busy", message)
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => refuse(
-                &device,
-                answer.correlation_id,
-                answer.reply,
-                "stopping",
-                "the gateway is stopping; send this again later".into(),
-            ),
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                refuse(answer, "stopping", "the gateway is stopping; send this again later".into())
+            }
         }
     }
 
@@ -171,23 +228,34 @@ impl Gate {
     }
 }
 
-fn refuse(
-    device: &DeviceId,
-    correlation_id: String,
-    reply: Option<ReplyTo>,
-    code: &'static str,
-    message: String,
-) -> Outcome {
-    let result = v1::CommandResult {
-        correlation_id: correlation_id.clone(),
-        device: device.as_str().to_owned(),
-        outcome: v1::command_result::Outcome::Rejected.into(),
-        code: code.to_owned(),
-        message: message.clone(),
-        ..v1::CommandResult::default()
+/// What a request is about, in words.
+pub(super) fn answer_of(device: &str) -> &str {
+    if device.is_empty() { "the gateway" } else { device }
+}
+
+fn refuse(answer: Answer, code: &'static str, message: String) -> Outcome {
+    let (correlation_id, device) = (answer.correlation_id.clone(), answer.device.clone());
+    let (code_text, text) = (code.to_owned(), message.clone());
+    let refused = if answer.topic.ends_with("/command/result") {
+        Refused::Command(Box::new(v1::CommandResult {
+            correlation_id,
+            device,
+            outcome: v1::command_result::Outcome::Rejected.into(),
+            code: code_text,
+            message: text,
+            ..v1::CommandResult::default()
+        }))
+    } else {
+        Refused::Management(Box::new(v1::ManagementResult {
+            correlation_id,
+            device,
+            outcome: v1::management_result::Outcome::Rejected.into(),
+            code: code_text,
+            message: text,
+            ..v1::ManagementResult::default()
+        }))
     };
-    let answer = Answer { device: device.as_str().to_owned(), correlation_id, reply };
-    Outcome::Refused { result: Box::new(result), answer, code, message }
+    Outcome::Refused { refused, answer, code, message }
 }
 
 /// JSON begins with a brace; no protobuf message of the contract can (field 15 with wire type 3).
@@ -236,6 +304,19 @@ fn guess_correlation(payload: &[u8]) -> String {
     id.filter(|id| id.chars().count() <= 64).unwrap_or_default()
 }
 
+/// The same for a request of device management: in all of its messages the id is a text, in protobuf the first or second
+/// field. Large documents are not read twice for it.
+fn guess_management_correlation(payload: &[u8]) -> String {
+    if payload.len() > MAX_REQUEST {
+        return String::new();
+    }
+    let id = match encoding_of(payload) {
+        Encoding::Json => return guess_correlation(payload),
+        Encoding::Protobuf => v1::ManagementRequest::decode_as(Encoding::Protobuf, payload).ok(),
+    };
+    id.map(|request| request.correlation_id).filter(|id| id.chars().count() <= 64).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -252,7 +333,7 @@ mod tests {
             topic: "r/x/devices/pump/command".into(),
             payload: payload.into(),
             retain: false,
-            identity: "anna".into(),
+            sender: Sender { name: "anna".into(), ..Sender::default() },
             response_topic: None,
             correlation: None,
         }
@@ -262,7 +343,7 @@ mod tests {
 
     fn code(outcome: Outcome) -> (&'static str, String) {
         match outcome {
-            Outcome::Refused { result, code, .. } => (code, result.correlation_id),
+            Outcome::Refused { answer, code, .. } => (code, answer.correlation_id),
             other => panic!("{other:?}"),
         }
     }

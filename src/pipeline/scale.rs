@@ -18,6 +18,13 @@ impl PointRule {
         }
     }
 
+    /// A raw number in engineering units, not clamped.
+    pub(super) fn number(&self, raw: &Value) -> Option<f64> {
+        let number = raw.as_f64()?;
+        let is_plain = self.is_identity() || matches!(raw, Value::Bool(_));
+        Some(if is_plain { number } else { tidy(number * self.scale + self.offset) })
+    }
+
     fn is_identity(&self) -> bool {
         self.scale == 1.0 && self.offset == 0.0
     }

@@ -1,4 +1,4 @@
-//! The name in a verified certificate.
+//! The name in a verified certificate, and which certificate it is.
 
 use std::sync::Arc;
 
@@ -7,15 +7,28 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
 
-/// The common name of the subject, else the first DNS, mail or URI alternative name. Only for a certificate that was
-/// verified; `None` when it has no such name or an empty one.
+/// What the plant's authority puts before the id in the certificate of a device, as a URI.
+const DEVICE: &str = "urn:fieldgate:device:";
+
+/// `device:` and the id for a certificate of a device of this plant; else the common name of the subject, else the first
+/// DNS, mail or URI alternative name. Only for a certificate that was verified; `None` when it has no such name or an empty
+/// one.
 pub fn peer_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let common = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
     let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let names = || alternatives.iter().flat_map(|extension| extension.value.general_names.iter());
+    // A user must not become a device, or a device a user, by the choice of a common name.
+    let device = names().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix(DEVICE),
+        _ => None,
+    });
+    if let Some(id) = device {
+        return named(&format!("device:{id}"));
+    }
     common.and_then(named).or_else(|| {
-        let alternatives = certificate.subject_alternative_name().ok()??;
-        alternatives.value.general_names.iter().find_map(|name| match name {
+        names().find_map(|name| match name {
             GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) => named(text),
             _ => None,
         })
@@ -70,6 +83,11 @@ mod tests {
         };
         assert_eq!(name(Some("scada-1")).as_deref(), Some("scada-1"));
         assert_eq!(name(None).as_deref(), Some("pump.example"));
+        let mut device = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        device.distinguished_name.push(rcgen::DnType::CommonName, "pump-1");
+        let uri = "urn:fieldgate:device:pump-1".try_into().unwrap();
+        device.subject_alt_names.push(rcgen::SanType::URI(uri));
+        assert_eq!(peer_name(device.self_signed(&key).unwrap().der()).as_deref(), Some("device:pump-1"));
         assert_eq!(peer_name(&CertificateDer::from(vec![1, 2, 3])), None);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::states::{Action, Event, Guard, State, TABLE};
-use crate::contract::{timestamp, v1, v1::event::Severity};
+use crate::contract::{timestamp, topics, v1, v1::event::Severity};
 use crate::management::desired::TimeSettings;
 use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::Refusal;
@@ -175,7 +175,7 @@ impl Clocks {
         self.watches.remove(id);
         if self.records.remove(id).is_some() {
             step.delete(Shelf::Clocks, id.as_str());
-            step.show(topic(id), Shown::Nothing);
+            step.show(topics::device_time(id), Shown::Nothing);
         }
     }
 
@@ -238,7 +238,7 @@ impl Clocks {
             set_at: time(record.set_ms),
             reason: record.reason.clone(),
         };
-        step.show(topic(id), Shown::Clock(message));
+        step.show(topics::device_time(id), Shown::Clock(message));
     }
 }
 
@@ -264,8 +264,4 @@ impl Watch {
 
 fn fresh() -> ClockRecord {
     ClockRecord { state: State::Unknown, offset_ms: None, read_ms: 0, set_ms: 0, reason: String::new() }
-}
-
-fn topic(id: &DeviceId) -> String {
-    format!("devices/{id}/time")
 }

@@ -12,7 +12,7 @@ const MAX_OTHER: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Claim {
-    /// SHA-256 fingerprint of its client certificate, lower-case hexadecimal; only for devices that connect by themselves.
+    /// What its client certificate proves; only for devices that connect by themselves.
     pub certificate: Option<String>,
     /// Manufacturer.
     pub vendor: String,
@@ -74,7 +74,7 @@ impl Claim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PinKind {
-    /// Fingerprint of the client certificate.
+    /// What the client certificate proves.
     Certificate,
     /// Vendor, model and serial number.
     Fingerprint,

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use super::{Message, Outlet, World};
 use crate::contract::v1;
 use crate::management::clock::Reading;
+use crate::management::command::Receipt;
 use crate::management::core::{Core, Input, Plan, Settings};
 use crate::management::desired::{Watcher, parse_gateway};
 use crate::management::journal::Journal;
@@ -41,6 +42,8 @@ pub(super) struct Task<J, W, O> {
     /// The files as they were read last: a core that is loaded again needs them.
     files: Option<Input>,
     callers: BTreeMap<String, oneshot::Sender<v1::ManagementResult>>,
+    /// Carriers of requests that are part of the step under way.
+    receipts: Vec<Receipt>,
     running: JoinSet<Vec<Input>>,
     seats: Arc<Semaphore>,
     applying: JoinSet<Input>,
@@ -69,6 +72,7 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
             clock,
             files: None,
             callers: BTreeMap::new(),
+            receipts: Vec::new(),
             running: JoinSet::new(),
             seats: Arc::new(Semaphore::new(EFFECTS)),
             applying: JoinSet::new(),
@@ -101,6 +105,7 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
                 () = sleep(wake) => vec![Input::Tick],
             };
             self.step(inputs).await;
+            self.receipts.drain(..).for_each(Receipt::accept);
             self.apply_newest();
         }
     }
@@ -119,6 +124,10 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
                     if let Input::Files { .. } = *input {
                         self.files = Some((*input).clone());
                     }
+                    inputs.push(*input);
+                }
+                Message::Stored(input, receipt) => {
+                    self.receipts.push(receipt);
                     inputs.push(*input);
                 }
                 Message::Ask(request, reply) => {
@@ -153,6 +162,8 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
             {
                 tracing::error!(%error, "a change of management is not durable and is not done");
                 self.callers.clear();
+                // They are not accepted: their carriers deliver them again.
+                self.receipts.clear();
                 inputs = self.load_again().await;
                 continue;
             }

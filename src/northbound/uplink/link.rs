@@ -13,7 +13,7 @@ use rumqttc::v5::mqttbytes::v5 as five;
 
 use super::failure::{Failure, out_of_order, words};
 use crate::northbound::config::{ServerUrl, UplinkConfig, Version};
-use crate::northbound::message::{Inbound, Message, Qos, Retain};
+use crate::northbound::message::{Inbound, Message, Qos, Retain, Sender};
 
 /// Requests beside publications that may wait in the client: subscribe, acknowledgements, disconnect.
 const SPARE: usize = 128;
@@ -270,7 +270,7 @@ fn from_four(event: rumqttc::Event) -> Result<Event, Failure> {
                 topic: publish.topic.clone(),
                 payload: publish.payload.clone(),
                 retain: publish.retain,
-                identity: String::new(),
+                sender: Sender::default(),
                 response_topic: None,
                 correlation: None,
             };
@@ -311,7 +311,7 @@ fn from_five(event: v5::Event) -> Result<Event, Failure> {
                 topic: String::from_utf8_lossy(&publish.topic).into_owned(),
                 payload: publish.payload.clone(),
                 retain: publish.retain,
-                identity: String::new(),
+                sender: Sender::default(),
                 response_topic: properties.and_then(|p| p.response_topic.clone()),
                 correlation: properties.and_then(|p| p.correlation_data.clone()),
             };

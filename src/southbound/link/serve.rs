@@ -222,11 +222,13 @@ impl<D: Driver> LinkTask<D> {
         let outcome = self.driver.identify(slot).await;
         self.count();
         let device = self.device(slot);
-        if let Ok(Some(identity)) = &outcome
-            && device.identity.as_ref() != Some(identity)
-        {
-            device.identity = Some(identity.clone());
-            device.identity_is_news = true;
+        // A device that says nothing of itself is told, too: who waits for its identity need not wait longer.
+        if let Ok(answer) = &outcome {
+            let identity = answer.clone().unwrap_or_default();
+            if device.identity.as_ref() != Some(&identity) {
+                device.identity = Some(identity);
+                device.identity_is_news = true;
+            }
         }
         outcome
     }

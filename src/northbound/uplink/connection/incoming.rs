@@ -5,7 +5,7 @@ use futures::FutureExt;
 use super::Connection;
 use crate::northbound::health::Severity;
 use crate::northbound::message::Inbound;
-use crate::northbound::requests::Outcome;
+use crate::northbound::requests::{Outcome, answer_of};
 use crate::northbound::uplink::link::ToAck;
 
 /// Requests handed over and not yet stored; more are not acknowledged until the broker delivers them again.
@@ -22,10 +22,10 @@ impl Connection<'_> {
                 self.up.core.await_answer(answer);
                 self.receipts.push(async move { stored.await.ok().map(|()| message) }.boxed());
             }
-            Outcome::Refused { result, answer, code, message: text } => {
+            Outcome::Refused { refused, answer, code, message: text } => {
                 let device = answer.device.clone();
-                self.up.core.refuse_request(&result, answer);
-                let text = format!("a request for {device} was refused ({code}): {text}");
+                self.up.core.refuse_request(&refused, answer);
+                let text = format!("a request for {} was refused ({code}): {text}", answer_of(&device));
                 self.up.core.notices.report(Severity::Warning, "request-refused", &device, text);
                 if code != "stopping" {
                     self.client.acknowledge(&message);
