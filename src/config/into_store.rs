@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::checked::{FullPolicy, Store, SyncMode};
-use crate::store::{self, OnFull, SyncPolicy};
+use super::checked::{FullPolicy, Store, SyncMode, Uplink};
+use crate::store::{self, Backlog, OnFull, SyncPolicy};
 
 impl Store {
     /// Settings of a store in `data_dir`, which must exist. Only telemetry is thinned out.
@@ -24,6 +24,16 @@ impl Store {
         (config.critical.on_full, config.bulk.on_full) = (on_full_critical, on_full);
         (config.critical.min_bytes, config.bulk.min_bytes) = (self.critical_min, self.bulk_min);
         (config.critical.max_age, config.bulk.max_age) = (self.max_age, self.max_age);
+        // Confirmed events and audit entries stay readable in what telemetry may not have, less what the lane needs to
+        // go on.
+        config.critical.keep_bytes = self.critical_min.saturating_sub(2 * config.segment());
         config
+    }
+}
+
+impl Uplink {
+    /// What may wait for it.
+    pub fn backlog(&self) -> Backlog {
+        Backlog { bytes: self.consumer.max_backlog, age: self.consumer.max_age }
     }
 }

@@ -244,6 +244,10 @@ pub struct Consumer {
     pub link: LinkPolicy,
     /// Records confirmed less than this before a break are sent again, 0 to 1 h.
     pub resend_window: Duration,
+    /// Most that waits for it, 1 MiB to 16 TiB; none: as much as the store keeps.
+    pub max_backlog: Option<u64>,
+    /// Greatest age of what waits for it, 1 m to 3,650 d; none: as old as the store keeps.
+    pub max_age: Option<Duration>,
     /// Whether requests (commands) are taken from it.
     pub requests: bool,
 }

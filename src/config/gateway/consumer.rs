@@ -30,6 +30,8 @@ pub(super) fn local(section: &Reader<'_>, root: &str) -> Consumer {
         },
         link: LinkPolicy { windows: Vec::new(), daily_budget: None, critical_overrides: false },
         resend_window: Duration::ZERO,
+        max_backlog: None,
+        max_age: None,
         requests: section.or("requests", true, boolean),
     }
 }
@@ -50,6 +52,8 @@ pub(super) fn uplink(reader: &Reader<'_>, root: String) -> Consumer {
             critical_overrides: reader.or("critical_overrides", false, boolean),
         },
         resend_window: reader.or("resend_window", Duration::ZERO, millis(0, 3_600_000)),
+        max_backlog: reader.optional("max_backlog", size(1 << 20..=16 << 40)),
+        max_age: reader.optional("max_age", millis(60_000, 3_650 * 86_400_000)),
         requests: reader.or("requests", true, boolean),
     }
 }
