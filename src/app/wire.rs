@@ -299,6 +299,6 @@ fn create_private(directory: &Path) -> Result<(), String> {
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
     let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None, backlog: Backlog::default() });
     let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
-    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files(&enrolled), backlog: u.backlog() };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled), backlog: u.backlog };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::checked::{FullPolicy, Store, SyncMode, Uplink};
-use crate::store::{self, Backlog, OnFull, SyncPolicy};
+use super::checked::{FullPolicy, Store, SyncMode};
+use crate::store::{self, OnFull, SyncPolicy};
 
 impl Store {
     /// Settings of a store in `data_dir`, which must exist. Only telemetry is thinned out.
@@ -28,12 +28,5 @@ impl Store {
         // go on.
         config.critical.keep_bytes = self.critical_min.saturating_sub(2 * config.segment());
         config
-    }
-}
-
-impl Uplink {
-    /// What may wait for it.
-    pub fn backlog(&self) -> Backlog {
-        Backlog { bytes: self.consumer.max_backlog, age: self.consumer.max_age }
     }
 }
