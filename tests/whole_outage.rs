@@ -20,6 +20,11 @@ use whole_support::{Site, journal, now_ms, recorder, sized, stop};
 const DEVICES: usize = 5;
 const REGISTERS: usize = 20;
 const WINDOW: usize = 20;
+/// Backlog batches per second: four times what is read, so that a kill falls into the middle of the backlog.
+const REPLAY: usize = 4 * DEVICES * 4;
+/// Longest time that the ack file is behind what was confirmed. It is 10 ms, unless the disk is just syncing the file, and
+/// disks of machines under load take their time. What was confirmed meanwhile comes again after a kill.
+const NOTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// A read, as device and number.
 type Read = (String, i64);
@@ -41,7 +46,7 @@ fn nothing_is_missing(order: &str) {
     );
     let site = Site::new(&format!(
         "[[uplink]]\nname = \"site\"\nservers = [\"mqtt://127.0.0.1:{}\"]\nkeep_alive = \"5 s\"\nreconnect_max = \"1 s\"\n\
-         window = {WINDOW}\nreplay = {{ order = \"{order}\" }}\n\n[defaults]\non_change = false\n",
+         window = {WINDOW}\nreplay = {{ order = \"{order}\", max_records = {REPLAY} }}\n\n[defaults]\non_change = false\n",
         broker.port()
     ));
     let out = |name: &str| site.path().join(name).display().to_string();
@@ -123,7 +128,11 @@ fn nothing_is_missing(order: &str) {
     let twice = arrived.len() - arrived.iter().map(|message| message.seq).collect::<HashSet<_>>().len();
     // One break by the outage, two by the kills.
     println!("{order}: {twice} batches came twice");
-    assert!(twice <= 3 * WINDOW, "{twice} batches came twice; at most {WINDOW} may be in flight at each of 3 breaks");
+    let most = 3 * WINDOW + REPLAY * NOTED_WITHIN.as_secs() as usize;
+    assert!(
+        twice <= most,
+        "{twice} batches came twice; at most {WINDOW} may be in flight at each of 3 breaks, and {most} in all"
+    );
 }
 
 /// A batch as a subscriber got it.
