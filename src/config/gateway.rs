@@ -3,6 +3,7 @@
 mod broker;
 mod certificates;
 mod consumer;
+mod firmware;
 mod store;
 mod uplink;
 
@@ -20,6 +21,7 @@ use crate::model::GatewayId;
 use crate::telemetry::{LogConfig, LogFormat, OtlpConfig};
 
 pub use consumer::LOCAL;
+pub use uplink::SYSTEM_CA;
 
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
@@ -35,6 +37,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         limits: limits(&root.section("limits", "limits")),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
+        firmware: firmware::read(&root.section("firmware", "firmware")),
         uplinks,
         identity,
     }
