@@ -34,7 +34,8 @@ fn reload(gateway: &Gateway, setup: &Setup<'_>) {
         let health = gateway.health()?;
         let mut names: Vec<_> = health["consumers"].as_array()?.iter().filter_map(|c| c["name"].as_str()).collect();
         let mut wanted: Vec<_> = setup.uplinks.iter().map(|(name, _)| *name).collect();
-        (names.sort_unstable(), wanted.sort_unstable());
+        names.sort_unstable();
+        wanted.sort_unstable();
         (names == wanted).then_some(())
     });
 }

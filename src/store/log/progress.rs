@@ -123,7 +123,7 @@ impl Progress {
 
     /// Records given up whose gap was not handed out yet, at most.
     fn shed_untold(&self) -> u64 {
-        let untold = |hole: &&Hole| !self.gaps.range(hole.from..=hole.to).next().is_some();
+        let untold = |hole: &&Hole| self.gaps.range(hole.from..=hole.to).next().is_none();
         self.shed.iter().filter(untold).map(|hole| hole.records.min(self.open_in(hole.from, hole.to))).sum()
     }
 
