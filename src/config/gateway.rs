@@ -3,6 +3,8 @@
 mod broker;
 mod certificates;
 mod consumer;
+#[cfg(feature = "margo")]
+mod margo;
 mod store;
 mod uplink;
 
@@ -33,6 +35,8 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
+        #[cfg(feature = "margo")]
+        margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
         uplinks,

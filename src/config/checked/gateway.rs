@@ -34,6 +34,9 @@ pub struct Gateway {
     pub pki: Pki,
     /// `[est]`; `None` enrols nowhere.
     pub est: Option<Est>,
+    /// `[margo]`; `None` joins no fleet manager.
+    #[cfg(feature = "margo")]
+    pub margo: Option<crate::margo::config::Config>,
 }
 
 /// `[gateway]`

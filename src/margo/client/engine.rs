@@ -450,6 +450,9 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
         let mut named = self.reconciler.named_works();
         named.extend(self.held.keys().copied());
         named.extend(self.head.as_ref().map(|head| head.body));
+        if self.jobs.is_empty() {
+            self.parts.source.sweep(&self.reconciler.named_images());
+        }
         Ok(sweep_blobs(&self.parts.storage, &named).await?)
     }
 

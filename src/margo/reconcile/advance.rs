@@ -42,6 +42,16 @@ impl Reconciler {
         aligned && !placement.leaving && placement.parts.iter().all(rests)
     }
 
+    /// Whether a placement can do nothing without a job: it knows its components, and its device answers.
+    pub(super) fn waits(&self, key: &PlacementKey) -> bool {
+        let placement = self.placements.get(key);
+        let aligned = placement.is_some_and(|placement| {
+            let ready = self.records.get(&key.0).and_then(|record| record.ready.as_ref()).map(|ready| ready.digest);
+            placement.leaving || placement.aligned == ready
+        });
+        aligned && self.devices.get(&key.1).is_some_and(|view| view.reachable)
+    }
+
     fn is_busy(&self, path: &crate::margo::words::DevicePath) -> bool {
         self.running.values().any(|job| matches!(job, Running::Part((_, busy), _) if busy == path))
     }
@@ -156,17 +166,16 @@ impl Reconciler {
         let Some(at) = placement.parts.iter().position(Part::needs_work) else { return };
         let path = placement.path.clone();
         let part = &mut placement.parts[at];
+        let may_pass = part.has_code(UNREACHABLE) || part.has_code(CONFLICT) || Self::is_objection(part);
+        if part.state == State::Failed && !may_pass {
+            return;
+        }
         let retry = Retry::Part(key.clone(), part.name.clone());
-        let objection = self.objection(key, part);
-        if let Some((code, why)) = objection {
+        if let Some((code, why)) = self.objection(key, part) {
             // Said once: an objection stays until somebody changes something.
             if !part.has_code(code) {
                 part.fail(report::error(&self.scope.top, code, &why));
             }
-            return;
-        }
-        let may_pass = part.has_code(UNREACHABLE) || part.has_code(CONFLICT) || Self::is_objection(part);
-        if part.state == State::Failed && !may_pass {
             return;
         }
         if self.running.len() >= JOBS || !self.may_try(&retry, now_ns) {

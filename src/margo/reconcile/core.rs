@@ -384,7 +384,10 @@ impl Reconciler {
             let keys: Vec<PlacementKey> =
                 self.placements.iter().filter(|(_, p)| !self.settled(p)).map(|(key, _)| key.clone()).collect();
             for key in keys {
-                self.step_placement(&key, now_ns);
+                // What only waits for a free place looks again when a job has ended.
+                if self.running.len() < JOBS || !self.waits(&key) {
+                    self.step_placement(&key, now_ns);
+                }
             }
         }
         self.tell()?;
