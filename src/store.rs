@@ -21,6 +21,7 @@ mod consumer;
 mod error;
 pub mod export;
 pub mod fs;
+mod fuzz;
 mod inbox;
 pub mod inspect;
 mod log;
@@ -38,6 +39,8 @@ use tokio::sync::watch;
 pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
 pub use consumer::Consumer;
 pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
+#[doc(hidden)]
+pub use fuzz::{fuzz_acks, fuzz_segment};
 pub use log::frame::MAX_PAYLOAD;
 pub use state::{Op, StateError, StateStore};
 pub use stats::{ConsumerStats, LaneStats, Stats};
@@ -120,6 +123,20 @@ impl Store {
     /// fails.
     pub async fn append(&self, records: Vec<NewRecord>) -> Result<Seq, AppendError> {
         self.inbox.append(records, false).await
+    }
+
+    /// Hands records to the log in order without waiting until they are in it; waits only while 1 MiB of a lane is on its
+    /// way. What the disk then refuses is counted and told as a gap, as for every record.
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`] and [`AppendError::Closed`]; nothing of `records` is kept then.
+    pub async fn offer(&self, records: Vec<NewRecord>) -> Result<(), AppendError> {
+        self.inbox.hand_over(records, false).await.map(drop)
+    }
+
+    /// Resolves when everything that was offered before has been dealt with.
+    pub async fn drained(&self) -> Result<(), Closed> {
+        self.inbox.drained().await
     }
 
     /// Like [`Store::append`], but returns after the commit that makes the records survive a power cut.

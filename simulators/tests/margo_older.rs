@@ -12,13 +12,38 @@ use fieldgate_simulators::margo::{Authority, Deployment, Generation, Wfm, WfmOpt
 use margo_support::{Caller, MANIFEST, Reply};
 use rcgen::{CertificateParams, KeyPair};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA512,
+    RsaKeyPair,
+};
 use serde_json::{Value, json};
+
+/// What a client signs with.
+enum Key {
+    Ecdsa(EcdsaKeyPair),
+    Rsa(RsaKeyPair),
+}
+
+impl Key {
+    fn sign(&self, algorithm: &str, message: &[u8]) -> Vec<u8> {
+        let random = SystemRandom::new();
+        match self {
+            Self::Ecdsa(key) => key.sign(&random, message).unwrap().as_ref().to_vec(),
+            Self::Rsa(key) => {
+                let mut signature = vec![0; key.public().modulus_len()];
+                let pss = algorithm == "rsa-pss-sha512";
+                let padding: &dyn ring::signature::RsaEncoding = if pss { &RSA_PSS_SHA512 } else { &RSA_PKCS1_SHA256 };
+                key.sign(padding, &random, message, &mut signature).unwrap();
+                signature
+            }
+        }
+    }
+}
 
 /// A client with its key.
 struct Signer {
     caller: Caller,
-    key: EcdsaKeyPair,
+    key: Key,
     key_id: String,
     algorithm: &'static str,
     certificate: String,
@@ -34,17 +59,35 @@ fn now() -> u64 {
 }
 
 impl Signer {
-    fn new(wfm: &Wfm, p384: bool) -> Self {
-        let (kind, signing, algorithm) = if p384 {
-            (&rcgen::PKCS_ECDSA_P384_SHA384, &ECDSA_P384_SHA384_FIXED_SIGNING, "ecdsa-p384-sha384")
+    fn new(wfm: &Wfm, algorithm: &'static str) -> Self {
+        if algorithm.starts_with("rsa") {
+            return Self::rsa(wfm, algorithm);
+        }
+        let p384 = algorithm == "ecdsa-p384-sha384";
+        let (kind, signing) = if p384 {
+            (&rcgen::PKCS_ECDSA_P384_SHA384, &ECDSA_P384_SHA384_FIXED_SIGNING)
         } else {
-            (&rcgen::PKCS_ECDSA_P256_SHA256, &ECDSA_P256_SHA256_FIXED_SIGNING, "ecdsa-p256-sha256")
+            (&rcgen::PKCS_ECDSA_P256_SHA256, &ECDSA_P256_SHA256_FIXED_SIGNING)
         };
         let pair = KeyPair::generate_for(kind).unwrap();
-        let certificate = CertificateParams::new(["gateway".to_owned()]).unwrap().self_signed(&pair).unwrap();
+        let key = EcdsaKeyPair::from_pkcs8(signing, &pair.serialize_der(), &SystemRandom::new()).unwrap();
+        Self::with(wfm, &pair, Key::Ecdsa(key), algorithm)
+    }
+
+    /// An RSA key comes from openssl: the library at hand makes none.
+    fn rsa(wfm: &Wfm, algorithm: &'static str) -> Self {
+        let arguments = ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072"];
+        let made = std::process::Command::new("openssl").args(arguments).output().expect("openssl is installed");
+        let pem = String::from_utf8(made.stdout).unwrap();
+        let pair = KeyPair::from_pkcs8_pem_and_sign_algo(&pem, &rcgen::PKCS_RSA_SHA256).unwrap();
+        let key = RsaKeyPair::from_pkcs8(&pair.serialize_der()).unwrap();
+        Self::with(wfm, &pair, Key::Rsa(key), algorithm)
+    }
+
+    fn with(wfm: &Wfm, pair: &KeyPair, key: Key, algorithm: &'static str) -> Self {
+        let certificate = CertificateParams::new(["gateway".to_owned()]).unwrap().self_signed(pair).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
         let key_id = sha256(parsed.public_key().raw).iter().map(|byte| format!("{byte:02x}")).collect();
-        let key = EcdsaKeyPair::from_pkcs8(signing, &pair.serialize_der(), &SystemRandom::new()).unwrap();
         let caller = Caller::stranger(wfm.address());
         Self { caller, key, key_id, algorithm, certificate: certificate.pem() }
     }
@@ -81,7 +124,7 @@ impl Signer {
         let parameters = format!("({});created={created};keyid=\"{key_id}\";alg=\"{algorithm}\"", names.join(" "));
         let mut base: String = covered.iter().map(|(name, value)| format!("\"{name}\": {value}\n")).collect();
         base += &format!("\"@signature-params\": {parameters}");
-        let signature = self.key.sign(&SystemRandom::new(), base.as_bytes()).unwrap();
+        let signature = self.key.sign(algorithm, base.as_bytes());
         let mut headers = vec![
             ("Signature-Input".to_owned(), format!("sig1={parameters}")),
             ("Signature".to_owned(), format!("sig1=:{}:", STANDARD.encode(signature))),
@@ -119,8 +162,8 @@ fn device(id: &str) -> Value {
 #[tokio::test]
 async fn a_client_joins_reports_and_runs_a_deployment() {
     let wfm = start(|_| ()).await;
-    for p384 in [false, true] {
-        let signer = Signer::new(&wfm, p384);
+    for algorithm in ["ecdsa-p256-sha256", "ecdsa-p384-sha384", "rsa-pss-sha512", "rsa-v1_5-sha256"] {
+        let signer = Signer::new(&wfm, algorithm);
         let certificate = signer.caller.get("/api/v1/onboarding/certificate", &[]).await.json();
         assert!(certificate["certificate"].as_str().unwrap().contains("BEGIN CERTIFICATE"));
         let joined = signer.onboard().await;
@@ -129,7 +172,7 @@ async fn a_client_joins_reports_and_runs_a_deployment() {
         assert_eq!(signer.onboard().await.json()["clientId"], client, "the same key is the same client");
 
         let base = format!("/api/v1/clients/{client}");
-        let id = format!("gw-{p384}");
+        let id = format!("gw-{algorithm}");
         assert_eq!(signer.signed("POST", &format!("{base}/capabilities"), &device(&id)).await.status, 201);
         assert_eq!(signer.signed("PUT", &format!("{base}/capabilities/{id}"), &device(&id)).await.status, 201);
         let deployment = wfm.deploy(Deployment::custom(&id, "app").component("c", "oci://r/x", "1.0.0")).unwrap();
@@ -151,13 +194,13 @@ async fn a_client_joins_reports_and_runs_a_deployment() {
         let gone = signer.signed("DELETE", &format!("{base}/capabilities/{id}"), &Value::Null).await;
         assert_eq!(gone.status, 204);
     }
-    assert_eq!(wfm.with(|seen| seen.clients.len()), 2);
+    assert_eq!(wfm.with(|seen| seen.clients.len()), 4);
 }
 
 #[tokio::test]
 async fn requests_that_are_not_the_clients_are_refused() {
     let wfm = start(|_| ()).await;
-    let signer = Signer::new(&wfm, false);
+    let signer = Signer::new(&wfm, "ecdsa-p256-sha256");
     let client = signer.onboard().await.json()["clientId"].as_str().unwrap().to_owned();
     let path = format!("/api/v1/clients/{client}/capabilities/gw");
     let body = device("gw").to_string();
@@ -187,7 +230,7 @@ async fn requests_that_are_not_the_clients_are_refused() {
         }
     };
     assert_eq!(signer.call("PUT", &path, body.as_bytes(), now(), moved).await.status, 401);
-    let stranger = Signer::new(&wfm, false);
+    let stranger = Signer::new(&wfm, "ecdsa-p256-sha256");
     assert_eq!(stranger.call("PUT", &path, body.as_bytes(), now(), |_| ()).await.status, 401);
     let unknown = "/api/v1/clients/nobody/capabilities/gw";
     assert_eq!(signer.call("PUT", unknown, body.as_bytes(), now(), |_| ()).await.status, 404);
@@ -197,7 +240,7 @@ async fn requests_that_are_not_the_clients_are_refused() {
 #[tokio::test]
 async fn onboarding_may_be_refused() {
     let wfm = start(|options| options.reject_onboarding = true).await;
-    let signer = Signer::new(&wfm, false);
+    let signer = Signer::new(&wfm, "ecdsa-p256-sha256");
     assert_eq!(signer.onboard().await.status, 403);
     for wrong in [
         json!({}),
@@ -206,7 +249,7 @@ async fn onboarding_may_be_refused() {
         assert_eq!(signer.caller.send("POST", "/api/v1/onboarding", &wrong).await.status, 400);
     }
     let lenient = start(|options| options.unsigned_status = 400).await;
-    let signer = Signer::new(&lenient, false);
+    let signer = Signer::new(&lenient, "ecdsa-p256-sha256");
     let client = signer.onboard().await.json()["clientId"].as_str().unwrap().to_owned();
     let reply = signer.caller.get(&format!("/api/v1/clients/{client}/deployments"), &[MANIFEST]).await;
     assert_eq!(reply.status, 400);

@@ -120,7 +120,10 @@ struct Newest {
 
 async fn state(State(site): Site, Query(newest): Query<Newest>) -> Json<Value> {
     let requests = newest.requests.unwrap_or(200);
-    let mut records = site.wfm.with(|records| serde_json::to_value(records).unwrap_or_default());
+    let (mut records, latest) = site.wfm.with(|records| {
+        let latest = records.deployments.keys().map(|id| (id.clone(), json!(records.latest(id))));
+        (serde_json::to_value(records).unwrap_or_default(), latest.collect::<Value>())
+    });
     for history in ["requests", "statuses", "manifests"] {
         if let Some(entries) = records[history].as_array_mut() {
             entries.drain(..entries.len().saturating_sub(requests));
@@ -144,6 +147,7 @@ async fn state(State(site): Site, Query(newest): Query<Newest>) -> Json<Value> {
             "address": site.registry.address(), "artifacts": site.registry.catalogue(),
             "faults": site.registry.faults(), "requests": site.registry.log().len(),
         },
+        "latest": latest,
         "records": records,
     }))
 }
