@@ -17,7 +17,6 @@ mod certs;
 mod configuration;
 #[cfg(feature = "demo")]
 mod demo;
-#[allow(dead_code, reason = "its requests reach the gateway over the admin socket, which app connects")]
 mod firmware;
 mod live;
 #[cfg(feature = "margo")]
@@ -105,6 +104,11 @@ enum Command {
         #[command(subcommand)]
         command: certs::CertsCommand,
     },
+    /// Keys and signatures of firmware; updates of the running gateway.
+    Firmware {
+        #[command(subcommand)]
+        command: firmware::FirmwareCommand,
+    },
     /// The Margo fleet manager: join it, see how the client stands, leave it.
     #[cfg(feature = "margo")]
     Margo {
@@ -162,6 +166,7 @@ impl Cli {
                 configuration::init(&directory, &starter::Options { id, link }, !no_ca)
             }
             Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),
+            Command::Firmware { command } => firmware::execute(&config, command),
             #[cfg(feature = "margo")]
             Command::Margo { command } => {
                 let loaded = crate::config::load(&config)?;

@@ -105,6 +105,7 @@ fn diff_sections(old: &Gateway, new: &Gateway, changes: &mut Changes) {
     note(old.limits != new.limits, "limits", false);
     note(old.pki != new.pki, "pki", false);
     note(old.est != new.est, "est", false);
+    note(old.firmware != new.firmware, "firmware", false);
 }
 
 impl fmt::Display for Changes {

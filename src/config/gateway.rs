@@ -3,6 +3,7 @@
 mod broker;
 mod certificates;
 mod consumer;
+mod firmware;
 #[cfg(feature = "margo")]
 mod margo;
 mod store;
@@ -22,6 +23,7 @@ use crate::model::GatewayId;
 use crate::telemetry::{LogConfig, LogFormat, OtlpConfig};
 
 pub use consumer::LOCAL;
+pub use uplink::SYSTEM_CA;
 
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
@@ -39,6 +41,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
+        firmware: firmware::read(&root.section("firmware", "firmware")),
         uplinks,
         identity,
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Firmware;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::model::GatewayId;
@@ -34,6 +35,8 @@ pub struct Gateway {
     pub pki: Pki,
     /// `[est]`; `None` enrols nowhere.
     pub est: Option<Est>,
+    /// `[firmware]`
+    pub firmware: Firmware,
     /// `[margo]`; `None` joins no fleet manager.
     #[cfg(feature = "margo")]
     pub margo: Option<crate::margo::config::Config>,
@@ -280,6 +283,7 @@ mod tests {
                 "secrets/otlp",
                 "secrets/est",
                 "tls/est-root.pem",
+                "tls/firmware.pub",
                 "tls/site-ca.pem",
                 "tls/client.pem",
                 "tls/client.key",
