@@ -38,6 +38,9 @@ pub struct Gateway {
     pub est: Option<Est>,
     /// `[firmware]`
     pub firmware: Firmware,
+    /// `[margo]`; `None` joins no fleet manager.
+    #[cfg(feature = "margo")]
+    pub margo: Option<crate::margo::config::Config>,
 }
 
 /// `[gateway]`
