@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fieldgate::model::{Delivery, Lane, RecordKind};
 use fieldgate::platform::clock::SystemClock;
-use fieldgate::store::{Config, ConsumerSpec, NewRecord, Start, Store};
+use fieldgate::store::{Backlog, Config, ConsumerSpec, NewRecord, Start, Store};
 
 const PAYLOAD: usize = 120;
 const RECORDS: usize = 200_000;
