@@ -17,9 +17,10 @@ mod certs;
 mod configuration;
 #[cfg(feature = "demo")]
 mod demo;
-#[allow(dead_code, reason = "its requests reach the gateway over the admin socket, which app connects")]
 mod firmware;
 mod live;
+#[cfg(feature = "margo")]
+mod margo;
 mod store;
 mod table;
 
@@ -103,6 +104,17 @@ enum Command {
         #[command(subcommand)]
         command: certs::CertsCommand,
     },
+    /// Keys and signatures of firmware; updates of the running gateway.
+    Firmware {
+        #[command(subcommand)]
+        command: firmware::FirmwareCommand,
+    },
+    /// The Margo fleet manager: join it, see how the client stands, leave it.
+    #[cfg(feature = "margo")]
+    Margo {
+        #[command(subcommand)]
+        command: margo::MargoCommand,
+    },
     /// Make the password hash for a user of the embedded broker; reads the password from standard input.
     HashPassword,
     /// Print the version and what was built in.
@@ -154,6 +166,12 @@ impl Cli {
                 configuration::init(&directory, &starter::Options { id, link }, !no_ca)
             }
             Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),
+            Command::Firmware { command } => firmware::execute(&config, command),
+            #[cfg(feature = "margo")]
+            Command::Margo { command } => {
+                let loaded = crate::config::load(&config)?;
+                margo::execute(loaded.gateway.margo.as_ref(), command)
+            }
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),

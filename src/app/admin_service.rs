@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc};
 
+use super::firmware::{FirmwareDesk, Question};
 use super::health::HealthDesk;
 use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
@@ -23,13 +24,20 @@ pub struct AdminService {
     latest: Latest,
     health: HealthDesk,
     reload: ReloadHandle,
+    firmware: FirmwareDesk,
     management: Management,
 }
 
 impl AdminService {
     /// A service over these tables.
-    pub fn new(latest: Latest, health: HealthDesk, reload: ReloadHandle, management: Management) -> Self {
-        Self { latest, health, reload, management }
+    pub fn new(
+        latest: Latest,
+        health: HealthDesk,
+        reload: ReloadHandle,
+        firmware: FirmwareDesk,
+        management: Management,
+    ) -> Self {
+        Self { latest, health, reload, firmware, management }
     }
 }
 
@@ -43,6 +51,7 @@ impl Service for AdminService {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error: error.to_string() },
             }),
+            Request::Firmware { question } => Reply::One(self.firmware(uid, question).await),
             Request::Manage { question } => Reply::One(match self.management.socket_json(uid, question).await {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error: error.to_string() },
@@ -56,6 +65,19 @@ impl Service for AdminService {
 }
 
 impl AdminService {
+    async fn firmware(&self, uid: u32, question: serde_json::Value) -> Answer {
+        let asked =
+            serde_json::from_value::<Question>(question).map_err(|e| format!("not a question about firmware: {e}"));
+        let answer = match asked {
+            Ok(question) => self.firmware.ask(question, &format!("cli:uid={uid}")).await,
+            Err(error) => Err(error),
+        };
+        match answer.and_then(|reply| serde_json::to_value(reply).map_err(|e| e.to_string())) {
+            Ok(value) => Answer::Json { value },
+            Err(error) => Answer::Error { error },
+        }
+    }
+
     fn points(&self, device: Option<&str>) -> Answer {
         self.latest.read(|table| {
             if let Some(name) = device

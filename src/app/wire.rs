@@ -16,10 +16,13 @@ use super::certificates::{Certificates, identity_directory};
 use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
+use super::firmware;
 use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
 use super::management::{self, Fleet, FleetParts, Ground, LastValues};
+#[cfg(feature = "margo")]
+use super::margo;
 use super::reload::{self, InForce, Reloader};
 use super::sessions::{Sessions, Wanted};
 use super::settings;
@@ -31,10 +34,11 @@ use crate::config::Loaded;
 use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
 use crate::management::desired::Watcher;
+use crate::management::firmware::Slot;
 use crate::northbound::{Context, GatewayInfo, StateBoard};
 use crate::platform::clock::{ClockBook, SharedClock, SystemClock};
 use crate::southbound::Southbound;
-use crate::store::{self, Store};
+use crate::store::{self, Backlog, Store};
 use crate::telemetry::Telemetry;
 
 /// Why a part could not start.
@@ -58,14 +62,16 @@ pub struct Gateway {
     broker: Option<EmbeddedBroker>,
     reloader: Arc<Reloader>,
     latest: Latest,
+    restart: watch::Receiver<Option<String>>,
     summary: String,
     ingest_stop: CancellationToken,
     ingest_ended: oneshot::Receiver<()>,
 }
 
 impl Gateway {
-    /// Builds and starts everything that `loaded` names; `path` is where a reload reads it again.
-    pub async fn start(path: &Path, loaded: Loaded, telemetry: &Telemetry) -> Result<Self, StartError> {
+    /// Builds and starts everything that `loaded` names; `path` is where a reload reads it again, `running` the place that
+    /// this binary was started from.
+    pub async fn start(path: &Path, loaded: Loaded, telemetry: &Telemetry, running: Slot) -> Result<Self, StartError> {
         // Every TLS connection of this process uses ring; a second call (tests) changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let clock: SharedClock = SystemClock::shared();
@@ -145,6 +151,10 @@ impl Gateway {
         };
         let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
         let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
+        #[cfg(feature = "margo")]
+        let answers = margo::HeardAnswers::new(answers);
+        #[cfg(feature = "margo")]
+        let heard = answers.listener();
         let ledger = LedgerInState(store.clone());
         let started = CommandService::start(limits, BTreeMap::new(), writer, ledger, answers, clock.clone()).await;
         let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
@@ -198,9 +208,32 @@ impl Gateway {
             Arc::new(move || health.measurements())
         });
         certificates.start(&mut supervisor, &events, &health);
+        #[cfg(feature = "margo")]
+        if let Some(config) = &loaded.gateway.margo {
+            let plant = margo::GatewayPlant {
+                management: management.clone(),
+                latest: latest.clone(),
+                commands: command_service.clone(),
+                answers: heard,
+                events: events.clone(),
+            };
+            margo::start(&mut supervisor, config, plant, &store, &clock, &tls.time);
+        }
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
         supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
+
+        let (restart, restart_wanted) = watch::channel(None);
+        let ground = firmware::Ground {
+            running,
+            store: store.clone(),
+            events: events.clone(),
+            health: health.clone(),
+            restart,
+            time: tls.time.clone(),
+            clock: clock.clone(),
+        };
+        let updates = firmware::start(&loaded.gateway, ground, &mut supervisor).map_err(|e| failed("firmware")(&e))?;
 
         // Reload and the local door.
         let (handle, reload_requests) = reload::channel();
@@ -216,7 +249,7 @@ impl Gateway {
             logs: telemetry.logs.clone(),
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
-        let service = Arc::new(AdminService::new(latest.clone(), health, handle, management));
+        let service = Arc::new(AdminService::new(latest.clone(), health, handle, updates, management));
         // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.
         let mut bound = admin::bind(&admin_path).ok();
         supervisor.spawn_restarting("admin socket", move || {
@@ -230,7 +263,18 @@ impl Gateway {
             }
         });
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch, "gateway started with {summary}");
-        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary, ingest_stop, ingest_ended })
+        Ok(Self {
+            supervisor,
+            southbound,
+            store,
+            broker,
+            reloader,
+            latest,
+            restart: restart_wanted,
+            summary,
+            ingest_stop,
+            ingest_ended,
+        })
     }
 
     /// One line for `systemctl status`.
@@ -246,6 +290,11 @@ impl Gateway {
     /// Addresses that the embedded broker listens on.
     pub fn broker_addresses(&self) -> Vec<std::net::SocketAddr> {
         self.broker.as_ref().map(|b| b.addresses().to_vec()).unwrap_or_default()
+    }
+
+    /// Holds the reason once the gateway wants to be started again, to change its version.
+    pub fn restart(&self) -> watch::Receiver<Option<String>> {
+        self.restart.clone()
     }
 
     /// Waits until a task ends that must not; says which and why.
@@ -297,8 +346,8 @@ fn create_private(directory: &Path) -> Result<(), String> {
 
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
-    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
+    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None, backlog: Backlog::default() });
     let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
-    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled) };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled), backlog: u.backlog };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

@@ -3,6 +3,9 @@
 mod broker;
 mod certificates;
 mod consumer;
+mod firmware;
+#[cfg(feature = "margo")]
+mod margo;
 mod store;
 mod uplink;
 
@@ -20,6 +23,7 @@ use crate::model::GatewayId;
 use crate::telemetry::{LogConfig, LogFormat, OtlpConfig};
 
 pub use consumer::LOCAL;
+pub use uplink::SYSTEM_CA;
 
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
@@ -33,8 +37,11 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
+        #[cfg(feature = "margo")]
+        margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
+        firmware: firmware::read(&root.section("firmware", "firmware")),
         uplinks,
         identity,
     }

@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Firmware;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::model::GatewayId;
 use crate::northbound::ConsumerConfig;
 use crate::security::ClientTlsFiles;
+use crate::store::Backlog;
 use crate::telemetry::{LogConfig, OtlpConfig};
 
 /// The gateway itself.
@@ -34,6 +36,11 @@ pub struct Gateway {
     pub pki: Pki,
     /// `[est]`; `None` enrols nowhere.
     pub est: Option<Est>,
+    /// `[firmware]`
+    pub firmware: Firmware,
+    /// `[margo]`; `None` joins no fleet manager.
+    #[cfg(feature = "margo")]
+    pub margo: Option<crate::margo::config::Config>,
 }
 
 /// `[gateway]`
@@ -220,6 +227,8 @@ pub struct Uplink {
     pub tls: Option<ClientTlsFiles>,
     /// Its certificate and key are those that `[est]` enrolled.
     pub enrolled: bool,
+    /// What may wait for it; none: as much and as old as the store keeps.
+    pub backlog: Backlog,
 }
 
 impl Uplink {
@@ -277,6 +286,7 @@ mod tests {
                 "secrets/otlp",
                 "secrets/est",
                 "tls/est-root.pem",
+                "tls/firmware.pub",
                 "tls/site-ca.pem",
                 "tls/client.pem",
                 "tls/client.key",
