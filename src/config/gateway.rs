@@ -4,6 +4,8 @@ mod broker;
 mod certificates;
 mod consumer;
 mod firmware;
+#[cfg(feature = "margo")]
+mod margo;
 mod store;
 mod uplink;
 
@@ -35,6 +37,8 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
+        #[cfg(feature = "margo")]
+        margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
         firmware: firmware::read(&root.section("firmware", "firmware")),
