@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use management::keys::{leave_claim_code, signing_key};
 pub use wire::{Gateway, StartError};
 
 use crate::config::{self, Loaded};

@@ -46,6 +46,8 @@ pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
 pub use into_broker::{IntoBrokerError, PLANT_SLOT, TlsContext};
 pub use into_northbound::LOCAL;
+#[cfg(feature = "modbus")]
+pub use into_southbound::probe_device;
 pub use problem::{Place, Problem, Problems, Severity};
 pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};

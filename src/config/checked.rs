@@ -7,11 +7,11 @@ mod gateway;
 
 pub use certificates::{Certificates, Est, Pki, ServerTls};
 pub use device::{
-    Addressing, BitRange, Breaker, Deadband, Device, Group, Link, LinkOptions, Modbus, ModbusPoint, Order, Parity,
-    Protocol, Rule, Serial, Table, Transport, Write, WriteFunction,
+    Addressing, BitRange, Breaker, Deadband, Device, DeviceManagement, Group, Link, LinkOptions, Modbus, ModbusPoint,
+    Order, Parity, Protocol, Rule, Serial, Table, Transport, Write, WriteFunction,
 };
 pub use gateway::{
     Access, Acl, Broker, BrokerLimits, ClientTls, Consumer, Filter, FullPolicy, Gateway, Identity, Limits, LinkPolicy,
-    Listener, Log, LogFormat, MqttVersion, Otlp, OtlpProtocol, Publish, Qos, QosSet, Replay, Server, Store, SyncMode,
-    Uplink, User, Window,
+    Listener, Log, LogFormat, Management, MqttVersion, Otlp, OtlpProtocol, Publish, Qos, QosSet, Replay, Server, Store,
+    SyncMode, Uplink, User, Window,
 };

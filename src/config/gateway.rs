@@ -3,6 +3,7 @@
 mod broker;
 mod certificates;
 mod consumer;
+mod management;
 mod store;
 mod uplink;
 
@@ -30,6 +31,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
+        management: management::read(&root.section("management", "management")),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
         uplinks,

@@ -1,5 +1,7 @@
 //! Checked devices as the southbound side takes them.
 
+use std::time::Duration;
+
 use super::checked::{
     Device, LinkOptions, Modbus, ModbusPoint, Order, Parity, Protocol, Serial, Table, Transport, Write, WriteFunction,
 };
@@ -23,6 +25,65 @@ impl Device {
             driver: DriverConfig::Modbus(driver(modbus, &self.model)),
         }
     }
+}
+
+/// A device without points at an address: enough to ask it who it is.
+pub fn probe_device(host: std::net::Ipv4Addr, port: u16, unit: u8) -> Option<Device> {
+    let transport = Transport::Tcp { host: host.to_string(), port };
+    let model = model::Device {
+        id: model::DeviceId::new("probe").ok()?,
+        description: String::new(),
+        protocol: transport.protocol(),
+        address: format!("{transport} unit {unit}"),
+        tier: model::Tier::One,
+        points: [].into(),
+    };
+    let options = LinkOptions {
+        connect_timeout: Duration::from_secs(1),
+        pause_after_connect: Duration::ZERO,
+        pause_between_requests: Duration::ZERO,
+        close_after_cycle: false,
+        late_reply_guard: None,
+        resync_echo: false,
+        turnaround: Duration::ZERO,
+        check_unit: true,
+    };
+    let write = Write {
+        function: WriteFunction::Auto,
+        verify: true,
+        verify_delay: Duration::ZERO,
+        tolerance: 0.0,
+        read_write: false,
+        mask_write: false,
+    };
+    let modbus = Modbus {
+        link: super::checked::Link { transport, options },
+        unit,
+        max_registers: 125,
+        max_bits: 2_000,
+        max_gap: None,
+        max_write_registers: 123,
+        timeout: Some(Duration::from_secs(1)),
+        retries: 0,
+        write,
+        identify: true,
+        breaker: super::checked::Breaker {
+            failures: 1,
+            pause: Duration::from_secs(5),
+            max_pause: Duration::from_secs(5),
+        },
+        points: Vec::new(),
+    };
+    Some(Device {
+        model: model.into(),
+        file: std::path::PathBuf::new(),
+        groups: Vec::new(),
+        rules: Vec::new(),
+        batch_samples: 1,
+        batch_delay: Duration::ZERO,
+        management: super::checked::DeviceManagement::default(),
+        protocol: Protocol::Modbus(modbus),
+    })
 }
 
 fn driver(modbus: &Modbus, device: &model::Device) -> modbus::Config {

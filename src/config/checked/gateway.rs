@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::contract::Encoding;
+use crate::management::lifecycle::Approval;
+use crate::management::roles::Role;
 use crate::model::{GatewayId, Lane};
 
 /// The gateway itself.
@@ -33,6 +35,21 @@ pub struct Gateway {
     pub pki: Pki,
     /// `[est]`; `None` enrols nowhere.
     pub est: Option<Est>,
+    /// `[management]`
+    pub management: Management,
+}
+
+/// `[management]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Management {
+    /// Devices that a file declares are approved by that.
+    pub approve_declared: bool,
+    /// Identity patterns and their roles.
+    pub roles: Vec<(String, Role)>,
+    /// Other devices that are approved without a person.
+    pub approve: Vec<Approval>,
+    /// Public keys (Ed25519, 32 octets) of gateways that devices may be handed to or taken from, by their ids.
+    pub partners: BTreeMap<String, Vec<u8>>,
 }
 
 /// `[gateway]`

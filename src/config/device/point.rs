@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::modbus::{ORDERS, Settings};
-use super::{Common, access, address, deadband, heartbeat, rate};
+use super::{Common, access, address, deadband, heartbeat, management, rate};
 use crate::config::checked::{Addressing, BitRange, Deadband, ModbusPoint, Order, Rule, Table};
 use crate::config::reader::Reader;
 use crate::config::tree::{Item, Node};
 use crate::config::value::{boolean, cell_number, choice, id, line, millis, number, text, unsigned};
+use crate::management::desired::Interlock;
 use crate::model::{Access, DataType, Limits, Point};
 
 pub(super) const TYPES: &[(&str, DataType)] = &[
@@ -35,6 +36,10 @@ pub(super) struct CheckedPoint {
     pub rule: Rule,
     pub driver: ModbusPoint,
     pub when: When,
+    /// Writes need two steps.
+    pub critical: bool,
+    /// Writes only while another point has a value.
+    pub interlock: Option<Interlock>,
 }
 
 /// When a point is read.
@@ -58,6 +63,8 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
     let rule = rule(r, common, data_type);
     let when = when(r, common, access);
     let limits = limits(r, access, data_type, bits, length, &rule);
+    let critical = management::critical(r, access);
+    let interlock = r.optional("interlock", management::interlock);
     check_write(r, access, place.map(|(table, _)| table));
 
     let ((table, address), data_type) = (place?, data_type?);
@@ -89,6 +96,8 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
         rule,
         driver: ModbusPoint { table, address, count, length, order, bits },
         when,
+        critical,
+        interlock,
     })
 }
 
