@@ -99,6 +99,7 @@ async fn end_to_end(name: &str, mut config: ConsumerConfig, version: Version, re
         directory: watch::channel(Arc::default()).1,
         requests: mpsc::channel(1).0,
         notices: mpsc::channel(8).0,
+        settings: Arc::default(),
         clock: SystemClock::shared(),
     };
     let (consumer, _health) = fieldgate::northbound::Consumer::new(config, store.source(), context, Usage::default())

@@ -18,6 +18,7 @@ mod latest;
 mod management;
 mod reload;
 mod sessions;
+mod settings;
 mod supervisor;
 mod usage;
 mod watchdog;
@@ -63,11 +64,8 @@ pub enum RunError {
 /// Runs the gateway with the configuration at `path` until SIGTERM, SIGINT or a failure.
 pub fn run(path: &Path) -> Result<(), RunError> {
     let loaded = config::load(path)?;
-    let telemetry = Telemetry::start(
-        &loaded.gateway.log_config(),
-        loaded.gateway.otlp_config().as_ref(),
-        loaded.gateway.identity.id.as_str(),
-    )?;
+    let telemetry =
+        Telemetry::start(&loaded.gateway.log, loaded.gateway.otlp.as_ref(), loaded.gateway.identity.id.as_str())?;
     let outcome = runtime()?.block_on(serve(path, loaded, &telemetry));
     if let Err(error) = &outcome {
         tracing::error!(%error, "the gateway ends");

@@ -21,12 +21,7 @@ mod device;
 pub mod diff;
 mod gateway;
 mod into_broker;
-mod into_northbound;
-mod into_pipeline;
-#[cfg(feature = "modbus")]
-mod into_southbound;
 mod into_store;
-mod into_telemetry;
 mod problem;
 mod reader;
 mod secret;
@@ -44,10 +39,8 @@ use std::path::{Path, PathBuf};
 pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
+pub use gateway::LOCAL;
 pub use into_broker::{IntoBrokerError, PLANT_SLOT, TlsContext};
-pub use into_northbound::LOCAL;
-#[cfg(feature = "modbus")]
-pub use into_southbound::probe_device;
 pub use problem::{Place, Problem, Problems, Severity};
 pub use summary::Summary;
 pub use units::{format_duration, format_size, parse_duration, parse_size};

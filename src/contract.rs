@@ -7,6 +7,7 @@
 mod convert;
 mod encoding;
 pub mod json;
+pub mod mend;
 pub mod topics;
 pub mod view;
 

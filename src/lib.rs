@@ -13,6 +13,8 @@ pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod management;
+#[cfg(feature = "margo")]
+pub mod margo;
 pub mod model;
 pub mod northbound;
 pub mod pipeline;

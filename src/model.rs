@@ -15,4 +15,4 @@ pub use device::{Access, DataType, Device, Limits, Point, Tier};
 pub use id::{DeviceId, GatewayId, IdError, PointId, is_unreserved};
 pub use record::{Gap, GapReason, Lane, Record, RecordKind, Seq};
 pub use sample::{Batch, Quality, Reason, Sample, Value};
-pub use stamp::{ClockTrust, Stamp};
+pub use stamp::{ClockTrust, Correction, Stamp, Uptime};

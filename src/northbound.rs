@@ -61,7 +61,7 @@ pub use self::requests::{MAX_MANAGEMENT, MAX_REQUEST, Origin, Receipt, Request, 
 pub use self::schedule::{TimeWindow, TimeWindowError, Usage};
 pub use self::source::{RecordSource, SourceClosed};
 pub use self::uplink::TlsSource;
-use crate::platform::clock::SharedClock;
+use crate::platform::clock::{ClockBook, SharedClock};
 
 /// What every status message says of this gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +89,8 @@ pub struct Context {
     pub notices: mpsc::Sender<Notice>,
     /// Wall clock.
     pub clock: SharedClock,
+    /// Settings of the wall clock, for stamps that were taken before them.
+    pub settings: Arc<ClockBook>,
 }
 
 /// One consumer with its source, ready to run a session: [`Consumer::run_local`] or [`Consumer::run_uplink`].

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fieldgate::config::{self, KnownKeys, Loaded, Problems};
+use fieldgate::northbound::ConsumerKind;
 
 const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/config/reference");
 const DOCUMENT: &str = include_str!("../docs/configuration.md");
@@ -119,7 +120,8 @@ fn the_reference_loads() {
     let names: Vec<_> = loaded.devices.iter().map(|d| d.model.id.as_str().to_owned()).collect();
     assert_eq!(names, ["boiler", "pump-1", "pump-2"]);
     assert_eq!(loaded.devices[0].model.points.len(), 15);
-    assert_eq!(loaded.gateway.uplinks[0].password.as_ref().unwrap().expose(), "from the environment");
+    let ConsumerKind::Uplink(uplink) = &loaded.gateway.uplinks[0].consumer.kind else { panic!("an uplink") };
+    assert_eq!(uplink.password.as_ref().unwrap().expose(), "from the environment");
     assert!(loaded.files.contains(&dir.path().join("points/boiler.csv")));
     assert!(!format!("{loaded:?}").contains("from the environment"), "a secret was printed");
 }

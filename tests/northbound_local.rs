@@ -60,6 +60,7 @@ fn start(config: ConsumerConfig, store: FakeStore) -> Bench {
         directory: watch::channel(Arc::default()).1,
         requests: requests_in,
         notices: notices_in,
+        settings: Arc::default(),
         clock: ManualClock::at(1_763_812_800_000),
     };
     let (consumer, health) = Consumer::new(config, store.source(), context, Usage::default()).unwrap();

@@ -74,6 +74,7 @@ fn start_tls(config: ConsumerConfig, store: &FakeStore, tls: Arc<dyn TlsSource>)
         directory: watch::channel(Arc::default()).1,
         requests: requests_in,
         notices: notices_in,
+        settings: Arc::default(),
         clock: clock.clone(),
     };
     let (consumer, health) = Consumer::new(config, store.source(), context, Usage::default()).unwrap();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fieldgate::contract::{ContractMessage, Encoding, telemetry};
-use fieldgate::model::{Batch, ClockTrust, DeviceId, Lane, PointId, Quality, RecordKind, Sample, Stamp, Value};
+use fieldgate::model::{Batch, ClockTrust, DeviceId, Lane, PointId, Quality, RecordKind, Sample, Stamp, Uptime, Value};
 use fieldgate::platform::clock::SystemClock;
 use fieldgate::store::{Config, NewRecord, Store};
 use support::{Mosquitto, SOON, temp_dir};
@@ -44,7 +44,7 @@ fn old_record(number: u64) -> NewRecord {
         device: u32::from(OLD),
         ts_ms: at.wall_ms,
         count: batch.samples.len() as u16,
-        payload: telemetry(&batch).encode_as(Encoding::Protobuf),
+        payload: telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf),
     }
 }
 

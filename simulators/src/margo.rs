@@ -1,8 +1,10 @@
-//! **Simulated Margo services**: a Workload Fleet Manager ([`Wfm`]) and the authority behind all certificates
-//! ([`Authority`]).
+//! **Simulated Margo services**: a Workload Fleet Manager ([`Wfm`]), the trust-bundle and discovery server
+//! ([`Discovery`]), an OCI registry ([`OciRegistry`]) and the authority behind all certificates ([`Authority`]). [`Site`]
+//! runs them together from a [`Scenario`], with a page and a control API.
 //!
 //! Promise: they are written from the interface's reference, not from the gateway, and check what they receive as strictly
-//! as the reference states it. Faults ([`Fault`], [`Flaw`], [`Down`]) break one rule each, so that a refusal proves that rule.
+//! as the reference states it. Faults ([`Fault`], [`Flaw`], [`Down`], [`DiscoveryFault`], [`RegistryFault`]) break one rule
+//! each, so that a refusal proves that rule.
 //!
 //! Limits: test doubles. State is in memory, histories are bounded, sockets are on loopback unless told otherwise.
 //!
@@ -31,16 +33,24 @@
 //! # Ok(()) }
 //! ```
 
+mod discovery;
 mod error;
 mod http;
+mod registry;
 pub mod schema;
+mod scripted;
+mod site;
 mod spiffe;
 mod tls;
 mod tools;
 pub mod wfm;
 
+pub use discovery::{Discovery, DiscoveryFault, WebCertificate};
 pub use error::MargoSimError;
 pub use http::Down;
+pub use registry::{Layer, OciRegistry, RegistryFault, RegistryOptions};
+pub use scripted::Times;
+pub use site::{Scenario, Site};
 pub use spiffe::{Authority, Flaw, KeyKind, Svid};
 pub use tls::TlsVersions;
 pub use wfm::deployment::{Component, Deployment, Document, Parameter};

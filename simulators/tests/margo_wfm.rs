@@ -238,3 +238,67 @@ async fn a_certificate_from_a_request_is_as_good_as_any() {
     assert_eq!(reply.status, 200);
     assert!(wfm.with(|seen| seen.clients.contains_key("gateway-8")));
 }
+
+#[tokio::test]
+async fn a_status_may_still_be_about_the_content_before() {
+    let (wfm, _, caller) = start(|_| ()).await;
+    report(&caller, "gw").await;
+    report(&caller, "gw/mixer").await;
+    let deployment = recipe("gw/mixer");
+    let id = wfm.deploy(deployment.clone()).unwrap();
+    caller.get("/api/v1/deployments", &[MANIFEST]).await;
+    wfm.deploy(Deployment { components: Vec::new(), ..deployment }.component("other", "oci://r.example/x", "2.0.0"))
+        .unwrap();
+    let path = format!("/api/v1/deployments/{id}/status");
+    assert_eq!(caller.send("POST", &path, &status(&id, "gw/mixer", 2, "installed")).await.status, 201);
+    let mut wrong = status(&id, "gw/mixer", 2, "installed");
+    wrong["components"][0]["name"] = json!("neither");
+    assert_eq!(caller.send("POST", &path, &wrong).await.status, 422);
+    // A version that this client was never given.
+    assert_eq!(caller.send("POST", &path, &status(&id, "gw/mixer", 3, "installed")).await.status, 422);
+    let manifest = caller.get("/api/v1/deployments", &[MANIFEST]).await.json();
+    assert_eq!(manifest["manifestVersion"], 3);
+    let mut new = status(&id, "gw/mixer", 3, "installed");
+    new["components"][0]["name"] = json!("other");
+    assert_eq!(caller.send("POST", &path, &new).await.status, 200);
+    assert_eq!(wfm.with(|seen| seen.latest(&id).len()), 1);
+}
+
+#[tokio::test]
+async fn a_fleet_manager_restored_from_a_backup_has_forgotten_devices() {
+    let (wfm, authority, caller) = start(|_| ()).await;
+    report(&caller, "gw").await;
+    report(&caller, "gw/mixer").await;
+    let id = wfm.deploy(recipe("gw/mixer")).unwrap();
+    wfm.forget_devices();
+    let early = caller.send("PUT", "/api/v1/capabilities/gw/mixer", &capabilities("gw/mixer")).await;
+    assert_eq!(early.problem(), (404, "gateway-not-found".to_owned()));
+    let manifest = caller.get("/api/v1/deployments", &[MANIFEST]).await.json();
+    assert_eq!(manifest["deployments"][0]["deploymentId"], id, "what is wanted is not forgotten");
+    // Every connection ends; the next is welcome.
+    wfm.disconnect().await.unwrap();
+    authority.renew_intermediate().unwrap();
+    let renewed = Caller::client(&wfm, &authority, "gateway-7");
+    assert_eq!(renewed.get("/api/v1/deployments", &[MANIFEST]).await.status, 200);
+    let client = wfm.with(|seen| seen.clients["gateway-7"].clone());
+    assert_eq!(client.identity, "spiffe://plant.example/margo/wfm/wfm-1/client/gateway-7");
+}
+
+#[tokio::test]
+async fn openssl_agrees_that_the_chains_hold() {
+    let authority = Authority::new("plant.example").unwrap();
+    let folder = std::env::temp_dir().join(format!("fieldgate-svid-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let verified = |flaw: Flaw| {
+        let svid = authority.client_svid("wfm-1", "gateway-7", Duration::from_secs(600), flaw).unwrap();
+        std::fs::write(folder.join("chain.pem"), &svid.chain_pem).unwrap();
+        std::fs::write(folder.join("roots.pem"), authority.roots_pem()).unwrap();
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.current_dir(&folder).args(["verify", "-CAfile", "roots.pem", "-untrusted", "chain.pem", "chain.pem"]);
+        openssl.output().expect("openssl is installed").status.success()
+    };
+    let held: Vec<bool> =
+        [Flaw::None, Flaw::Expired, Flaw::NotYetValid, Flaw::Stranger, Flaw::NoIntermediate].map(verified).into();
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(held, [true, false, false, false, false]);
+}

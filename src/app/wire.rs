@@ -22,6 +22,7 @@ use super::latest::Latest;
 use super::management::{self, Fleet, FleetParts, Ground, LastValues};
 use super::reload::{self, InForce, Reloader};
 use super::sessions::{Sessions, Wanted};
+use super::settings;
 use super::supervisor::Supervisor;
 use super::watchdog;
 use crate::admin::{self, DeviceLine, PointLine};
@@ -31,7 +32,7 @@ use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
 use crate::management::desired::Watcher;
 use crate::northbound::{Context, GatewayInfo, StateBoard};
-use crate::platform::clock::{SharedClock, SystemClock};
+use crate::platform::clock::{ClockBook, SharedClock, SystemClock};
 use crate::southbound::Southbound;
 use crate::store::{self, Store};
 use crate::telemetry::Telemetry;
@@ -75,6 +76,8 @@ impl Gateway {
         // The store first: everything else writes to it.
         create_private(&loaded.gateway.identity.data_dir).map_err(|e| failed("data directory")(&e))?;
         let store = open_store(&loaded, &clock).await?;
+        let settings = Arc::new(ClockBook::open(&loaded.gateway.identity.data_dir));
+        supervisor.spawn("clock settings", settings::run(settings.clone(), clock.clone(), token.clone()));
         let epoch = store.state().next_epoch().await.map_err(|e| failed("state store")(&e))?;
         let events = EventLog::new(store.clone(), clock.clone());
 
@@ -119,6 +122,7 @@ impl Gateway {
             requests: ask,
             notices: notice,
             clock: clock.clone(),
+            settings,
         };
         let mut sessions = Sessions::new(store.clone(), context, broker.clone(), tls.time.clone());
         sessions.apply(wanted(&loaded)).await.map_err(|e| failed("sessions")(&e))?;
@@ -298,6 +302,6 @@ fn create_private(directory: &Path) -> Result<(), String> {
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
     let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
     let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
-    let uplink = |u: &Uplink| Wanted { config: u.consumer(), tls: u.tls_files(&enrolled) };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled) };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

@@ -46,8 +46,8 @@ async fn serve(args: DemoArgs) -> Result<(), CliError> {
     write_configuration(&args.directory, port).map_err(|e| other("write the demo's configuration", &e))?;
     let loaded = config::load(&args.directory)?;
     let id = loaded.gateway.identity.id.to_string();
-    let telemetry = Telemetry::start(&loaded.gateway.log_config(), loaded.gateway.otlp_config().as_ref(), &id)
-        .map_err(app::RunError::from)?;
+    let telemetry =
+        Telemetry::start(&loaded.gateway.log, loaded.gateway.otlp.as_ref(), &id).map_err(app::RunError::from)?;
     let gateway = Gateway::start(&args.directory, loaded, &telemetry).await.map_err(app::RunError::from)?;
     let shown = show(gateway, &args, port, &id).await;
     plant.stop().await;

@@ -16,6 +16,7 @@ use super::live::print_json;
 use super::table::Table;
 use crate::contract::timestamp;
 use crate::model::{Gap, Lane};
+use crate::platform::clock::ClockBook;
 use crate::store::export::{self, Filter, Format};
 use crate::store::inspect::{self, LaneReport, Progress};
 
@@ -108,7 +109,7 @@ pub fn execute(config: &Path, command: StoreCommand) -> Result<(), CliError> {
                 Form::Csv => Format::Csv,
                 Form::Jsonl => Format::JsonLines,
             };
-            export(&store, &filter, format, output.as_deref())
+            export(&data_dir, &store, &filter, format, output.as_deref())
         }
     }
 }
@@ -207,13 +208,20 @@ fn repair(store: &Path, yes: bool) -> Result<(), CliError> {
     Ok(())
 }
 
-fn export(store: &Path, filter: &Filter, format: Format, output: Option<&Path>) -> Result<(), CliError> {
+fn export(
+    data_dir: &Path,
+    store: &Path,
+    filter: &Filter,
+    format: Format,
+    output: Option<&Path>,
+) -> Result<(), CliError> {
+    let settings = ClockBook::open(data_dir);
     let exported = match output {
         Some(path) => {
             let file = File::create_new(path).map_err(|e| failed(format!("create {}: {e}", path.display())))?;
-            export::export(store, filter, format, file, bar("exporting"))
+            export::export(store, filter, format, &settings, file, bar("exporting"))
         }
-        None => export::export(store, filter, format, std::io::stdout().lock(), |_| {}),
+        None => export::export(store, filter, format, &settings, std::io::stdout().lock(), |_| {}),
     };
     let exported = exported.map_err(failed)?;
     let _ = writeln!(std::io::stderr(), "{} records and {} gaps exported", exported.records, exported.gaps);

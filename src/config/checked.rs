@@ -1,17 +1,14 @@
-//! The configuration after every check: what a value of these types says is legal and complete. The modules' own
-//! `Config` types are made from them in the `into_*` files.
+//! The configuration after every check: what a value of these types says is legal and complete. Where a module has a
+//! `Config` of its own, the reader fills that one; types here are for what only becomes one with the data directory,
+//! certificates or hashed passwords (the `into_*` files), and for what belongs to no module.
 
 mod certificates;
 mod device;
 mod gateway;
 
 pub use certificates::{Certificates, Est, Pki, ServerTls};
-pub use device::{
-    Addressing, BitRange, Breaker, Deadband, Device, DeviceManagement, Group, Link, LinkOptions, Modbus, ModbusPoint,
-    Order, Parity, Protocol, Rule, Serial, Table, Transport, Write, WriteFunction,
-};
+pub use device::{Device, DeviceManagement, Group};
 pub use gateway::{
-    Access, Acl, Broker, BrokerLimits, ClientTls, Consumer, Filter, FullPolicy, Gateway, Identity, Limits, LinkPolicy,
-    Listener, Log, LogFormat, Management, MqttVersion, Otlp, OtlpProtocol, Publish, Qos, QosSet, Replay, Server, Store,
-    SyncMode, Uplink, User, Window,
+    Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, Management, Store, SyncMode,
+    Uplink, User,
 };

@@ -12,19 +12,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::{Deadband, Device, Group, Link, Protocol};
+use super::checked::{Device, Group};
 use super::problem::Place;
 use super::reader::{Context, Reader};
 use super::secret::twice;
 use super::tree::{Item, Node, Table};
 use super::value::{boolean, cell_number, choice, duration, id, line, millis, number, unsigned};
 use crate::model::{self, DeviceId, Tier};
+use crate::pipeline::{BatchLimits, Deadband};
+use crate::southbound::{self, DriverConfig};
 use layers::Layers;
 pub(super) use layers::read_toml;
 use point::{CheckedPoint, When};
 
-pub(super) const MIN_RATE: Duration = Duration::from_millis(50);
-pub(super) const MAX_RATE: Duration = Duration::from_secs(86_400);
 const DAY: u64 = 86_400_000;
 
 /// Devices of a configuration: those to run, and those that are switched off.
@@ -40,8 +40,7 @@ pub(super) struct Common {
     heartbeat: Duration,
     on_change: bool,
     stale_after: Option<Duration>,
-    batch_samples: usize,
-    batch_delay: Duration,
+    batch: BatchLimits,
     tier: Tier,
     groups: BTreeMap<String, (Duration, Place)>,
 }
@@ -112,12 +111,12 @@ fn read_device(
         );
     }
     let link_place = modbus.link_place.clone();
-    let transport = &modbus.link.as_ref()?.transport;
+    let link = modbus.link.as_ref()?;
     let device = model::Device {
         id: id?,
         description,
-        protocol: transport.protocol(),
-        address: format!("{transport} unit {}", modbus.unit),
+        protocol: link::protocol(link),
+        address: format!("{} unit {}", link::written(link), modbus.unit),
         tier: common.tier,
         points: points.iter().map(|p| p.model.clone()).collect::<Vec<_>>().into(),
     };
@@ -126,10 +125,9 @@ fn read_device(
         file: file.to_owned(),
         groups,
         rules: points.iter().map(|p| p.rule.clone()).collect(),
-        batch_samples: common.batch_samples,
-        batch_delay: common.batch_delay,
+        batch: common.batch,
         management: managed,
-        protocol: Protocol::Modbus(modbus.with_points(points.into_iter().map(|p| p.driver).collect())?),
+        driver: DriverConfig::Modbus(modbus.with_points(points.into_iter().map(|p| p.driver).collect())?),
     };
     Some((checked, link_place, enabled))
 }
@@ -153,8 +151,10 @@ fn common(reader: &Reader<'_>) -> Common {
         heartbeat: reader.or("heartbeat", Duration::from_secs(60), heartbeat),
         on_change: reader.or("on_change", true, boolean),
         stale_after: reader.optional("stale_after", millis(100, 7 * DAY)),
-        batch_samples: reader.or("batch_samples", 1_000, unsigned(1..=10_000)),
-        batch_delay: reader.or("batch_delay", Duration::ZERO, millis(0, 60_000)),
+        batch: BatchLimits {
+            max_samples: reader.or("batch_samples", 1_000, unsigned(1..=10_000)),
+            max_delay: reader.or("batch_delay", Duration::ZERO, millis(0, 60_000)),
+        },
         tier: reader.or("tier", Tier::One, tier),
         groups: groups.collect(),
     }
@@ -166,7 +166,7 @@ fn tier(item: &Item) -> Result<Tier, String> {
 
 /// Time from scan to scan.
 pub(super) fn rate(item: &Item) -> Result<Duration, String> {
-    duration(MIN_RATE..=MAX_RATE)(item)
+    duration(southbound::FASTEST..=southbound::SLOWEST)(item)
 }
 
 /// Longest silence of an unchanged value.
@@ -269,11 +269,11 @@ fn check_unique(context: &Context<'_>, devices: &[(Device, Place, bool)]) {
 
 /// Devices that name the same socket or port share one link, so they must agree on how it is treated.
 fn check_links(context: &Context<'_>, devices: &[(Device, Place, bool)]) {
-    let mut seen: BTreeMap<String, (&Link, &Place)> = BTreeMap::new();
+    let mut seen: BTreeMap<String, (&southbound::modbus::Config, &Place)> = BTreeMap::new();
     for (device, place, _) in devices {
-        let Protocol::Modbus(modbus) = &device.protocol;
-        let (first, first_place) = *seen.entry(modbus.link.transport.medium()).or_insert((&modbus.link, place));
-        if let Some(difference) = link::difference(first, &modbus.link) {
+        let DriverConfig::Modbus(modbus) = &device.driver;
+        let (first, first_place) = *seen.entry(link::medium(&modbus.link)).or_insert((modbus, place));
+        if let Some(difference) = link::difference(first, modbus) {
             let text = format!(
                 "shares its link with the device at {first_place}, but {difference}; make them equal ([defaults.modbus] or a profile can hold them once)"
             );

@@ -65,8 +65,9 @@ fn same_device(a: &Device, b: &Device) -> bool {
 }
 
 fn diff_uplinks(old: &Gateway, new: &Gateway, changes: &mut Changes) {
-    let by_name =
-        |uplinks: &'_ [Uplink]| uplinks.iter().map(|u| (u.name.clone(), u.clone())).collect::<BTreeMap<_, _>>();
+    let by_name = |uplinks: &'_ [Uplink]| {
+        uplinks.iter().map(|u| (u.consumer.name.clone(), u.clone())).collect::<BTreeMap<_, _>>()
+    };
     let (before, after) = (by_name(&old.uplinks), by_name(&new.uplinks));
     for (name, uplink) in &after {
         match before.get(name) {

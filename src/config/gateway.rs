@@ -11,13 +11,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::checked::{Gateway, Identity, Limits, Log, LogFormat, Otlp, OtlpProtocol};
+use super::checked::{Gateway, Identity, Limits};
 use super::reader::Reader;
 use super::secret::path;
 use super::tree::Item;
 use super::value::{boolean, choice, id, line, millis, unsigned};
 use crate::contract::topics;
 use crate::model::GatewayId;
+use crate::telemetry::{LogConfig, LogFormat, OtlpConfig};
+
+pub use consumer::LOCAL;
 
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
@@ -89,8 +92,8 @@ pub(super) fn topic_filter(item: &Item) -> Result<String, String> {
     Err(format!("\"{text}\" is no topic filter; `+` stands alone in its level, `#` alone in the last"))
 }
 
-fn log(section: &Reader<'_>) -> Log {
-    Log {
+fn log(section: &Reader<'_>) -> LogConfig {
+    LogConfig {
         level: section.or("level", "info".to_owned(), log_level),
         format: section.or("format", LogFormat::Text, choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
     }
@@ -111,7 +114,7 @@ fn log_level(item: &Item) -> Result<String, String> {
     ))
 }
 
-fn otlp(section: &Reader<'_>) -> Option<Otlp> {
+fn otlp(section: &Reader<'_>) -> Option<OtlpConfig> {
     let headers: BTreeMap<_, _> = section
         .names("headers")
         .into_iter()
@@ -120,25 +123,23 @@ fn otlp(section: &Reader<'_>) -> Option<Otlp> {
             if name.is_empty() || !name.chars().all(legal) {
                 section.context.error(place, section.key("headers"), format!("`{name}` is no name of a header"));
             }
-            Some((name.to_ascii_lowercase(), section.secret_of("headers", item)?))
+            Some((name.to_ascii_lowercase(), section.secret_of("headers", item)?.expose().to_owned()))
         })
         .collect();
-    let otlp = Otlp {
+    let otlp = OtlpConfig {
         endpoint: section
             .required("endpoint", "endpoint = \"http://collector:4318\"", http_address)
             .unwrap_or_default(),
-        protocol: section.or(
-            "protocol",
-            OtlpProtocol::HttpProtobuf,
-            choice(&[("http/protobuf", OtlpProtocol::HttpProtobuf)]),
-        ),
         headers,
+        ca: None,
         metrics: section.or("metrics", true, boolean),
         traces: section.or("traces", true, boolean),
         logs: section.or("logs", true, boolean),
         interval: section.or("interval", Duration::from_secs(30), millis(1_000, 3_600_000)),
         timeout: section.or("timeout", Duration::from_secs(10), millis(100, 60_000)),
     };
+    // The only one there is; the key may say so.
+    section.optional("protocol", choice(&[("http/protobuf", ())]));
     section.or("enabled", true, boolean).then_some(otlp)
 }
 

@@ -6,6 +6,7 @@ use super::checked::{Device, SyncMode};
 use super::units::{format_duration, format_size};
 use super::{Loaded, Severity};
 use crate::model::Access;
+use crate::northbound::ConsumerKind;
 
 /// Shows a configuration to a person; secrets are not in it.
 #[derive(Debug)]
@@ -48,8 +49,9 @@ impl fmt::Display for Summary<'_> {
             }
         }
         for uplink in &gateway.uplinks {
-            let servers: Vec<_> = uplink.servers.iter().map(ToString::to_string).collect();
-            writeln!(f, "uplink {} to {}", uplink.name, servers.join(", then "))?;
+            let ConsumerKind::Uplink(reached) = &uplink.consumer.kind else { continue };
+            let servers: Vec<_> = reached.servers.iter().map(ToString::to_string).collect();
+            writeln!(f, "uplink {} to {}", uplink.consumer.name, servers.join(", then "))?;
         }
         writeln!(
             f,

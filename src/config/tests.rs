@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::checked::{BitRange, Deadband, Protocol, Transport};
 use super::*;
 use crate::model::{Access, DataType};
+use crate::pipeline::Deadband;
+use crate::southbound::DriverConfig;
+use crate::southbound::modbus::{Link, WordOrder};
 
 const MAIN: &str = "[gateway]\nid = \"g\"\n";
 const LINK: &str = "[modbus]\nlink = \"tcp://192.0.2.7\"\n";
@@ -66,8 +68,8 @@ fn defaults_make_a_small_configuration_complete() {
     assert_eq!((device.model.id.as_str(), device.model.protocol), ("d", "modbus-tcp"));
     assert_eq!(device.model.address, "tcp://192.0.2.7:502 unit 1");
     assert_eq!((device.groups.len(), device.groups[0].every), (1, Duration::from_secs(1)));
-    let Protocol::Modbus(modbus) = &device.protocol;
-    assert_eq!((modbus.points[0].address, modbus.points[0].count), (7, 1));
+    let DriverConfig::Modbus(modbus) = &device.driver;
+    assert_eq!((modbus.points[0].address, modbus.points[0].width()), (7, 1));
     assert_eq!(device.model.points[0].data_type, DataType::U16);
     assert_eq!(device.model.points[0].access, Access::Read);
     assert_eq!(loaded.warnings, []);
@@ -128,9 +130,9 @@ fn points_are_read_as_written() {
         "table = \"holding\"\naddress = 0x10\ntype = \"u32\"\nbits = [3, 20]\ndeadband = \"2 %\"\naccess = \"read-write\"\nmax = 100\norder = \"ghefcdab\"",
     );
     let device = &loaded.devices[0];
-    let Protocol::Modbus(modbus) = &device.protocol;
-    assert_eq!(modbus.points[0].bits, Some(BitRange { low: 3, high: 20 }));
-    assert_eq!(modbus.points[0].order, checked::Order::Cdab);
+    let DriverConfig::Modbus(modbus) = &device.driver;
+    assert_eq!(modbus.points[0].bit, Some((3, 20)));
+    assert_eq!(modbus.points[0].order, WordOrder::CDAB);
     assert!(modbus.write.verify, "writes are verified unless the file says otherwise");
     assert_eq!(device.rules[0].deadband, Deadband::Percent(2.0));
     let limits = device.model.points[0].limits.unwrap();
@@ -164,8 +166,8 @@ fn links_in_all_their_forms() {
         let device = format!("[modbus]\nlink = {text}\n[[points]]\nid = \"p\"\ntable = \"coil\"\naddress = 1");
         let dir = dir(MAIN, &[("devices/d.toml", &device)]);
         load_at(dir.path()).map(|l| {
-            let Protocol::Modbus(modbus) = &l.devices[0].protocol;
-            modbus.link.transport.to_string()
+            let written = &l.devices[0].model.address;
+            written.strip_suffix(" unit 1").unwrap().to_owned()
         })
     };
     for (text, shown) in [
@@ -238,15 +240,15 @@ fn a_profile_plus_an_address_is_a_device_and_the_device_wins() {
         &[("profiles/t.toml", profile), ("devices/d.toml", &device)],
     );
     let device = &loaded.devices[0];
-    let Protocol::Modbus(modbus) = &device.protocol;
+    let DriverConfig::Modbus(modbus) = &device.driver;
     let ids: Vec<_> = device.model.points.iter().map(|p| p.id.as_str().to_owned()).collect();
     assert_eq!(ids, ["a", "b", "c"]);
     assert_eq!((modbus.points[0].address, device.rules[0].scale), (3, 0.1));
     assert_eq!(
-        (modbus.unit, modbus.timeout, device.groups[0].every),
+        (modbus.unit, modbus.reply_timeout, device.groups[0].every),
         (9, Some(Duration::from_secs(7)), Duration::from_secs(5))
     );
-    assert_eq!(modbus.link.transport, Transport::Tcp { host: "192.0.2.7".into(), port: 502 });
+    assert_eq!(modbus.link, Link::Tcp { host: "192.0.2.7".into(), port: 502 });
 }
 
 #[test]
@@ -275,8 +277,8 @@ fn every_way_of_saving_a_list_gives_the_same_device() {
     for list in others {
         let device = read(&list);
         assert_eq!(
-            (device.model, device.rules, device.protocol),
-            (expected.model.clone(), expected.rules.clone(), expected.protocol.clone()),
+            (device.model, device.rules, device.driver),
+            (expected.model.clone(), expected.rules.clone(), expected.driver.clone()),
             "{list}"
         );
     }

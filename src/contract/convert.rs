@@ -3,8 +3,10 @@
 use pbjson_types::value::Kind;
 
 use super::v1;
-use crate::model::{Batch, ClockTrust, Gap, Quality, Sample, Stamp, Value};
+use crate::model::{Batch, ClockTrust, Gap, Quality, Sample, Stamp, Uptime, Value};
 
+/// A wall clock that moved more than this between two stamps was set.
+const STEP_MS: i64 = 1_000;
 /// Largest integer that a JSON number carries exactly.
 const EXACT: u64 = 1 << 53;
 
@@ -66,19 +68,29 @@ impl From<ClockTrust> for v1::ClockTrust {
     }
 }
 
+/// The wall time of a stamp as the clock shows it at `now`: when it was set in between, what counts is how long ago it was.
+fn wall_as_of(at: Stamp, now: Stamp) -> i64 {
+    let (Some(mono_ns), true) = (now.mono_ns.checked_sub(at.mono_ns), at.mono_ns > 0) else { return at.wall_ms };
+    let by_mono = now.wall_ms.saturating_sub((mono_ns / 1_000_000) as i64);
+    if (by_mono - at.wall_ms).abs() >= STEP_MS { by_mono } else { at.wall_ms }
+}
+
 /// One sample; its time is left out when it is that of the batch.
 pub fn point_value(sample: &Sample, batch_at: Stamp) -> v1::PointValue {
+    let wall_ms = wall_as_of(sample.at, batch_at);
     v1::PointValue {
         name: sample.point.as_str().to_owned(),
         value: sample.value.as_ref().map(json_value),
         quality: v1::Quality::from(sample.quality).into(),
         reason: sample.reason.map_or_else(String::new, |r| r.as_str().to_owned()),
-        time: (sample.at.wall_ms != batch_at.wall_ms).then(|| timestamp(sample.at.wall_ms)),
+        time: (wall_ms != batch_at.wall_ms).then(|| timestamp(wall_ms)),
     }
 }
 
-/// A batch without `seq` and `historical`, the form that the log keeps.
-pub fn telemetry(batch: &Batch) -> v1::Telemetry {
+/// A batch without `seq` and `historical`, the form that the log keeps. `uptime` is that of the batch's time; it is kept
+/// where the clock may turn out to be wrong.
+pub fn telemetry(batch: &Batch, uptime: Uptime) -> v1::Telemetry {
+    let Uptime { boot, ms } = uptime.unless_synchronised(batch.at.trust);
     v1::Telemetry {
         device: batch.device.as_str().to_owned(),
         time: Some(timestamp(batch.at.wall_ms)),
@@ -86,6 +98,9 @@ pub fn telemetry(batch: &Batch) -> v1::Telemetry {
         clock: v1::ClockTrust::from(batch.at.trust).into(),
         seq: 0,
         historical: false,
+        boot,
+        uptime_ms: ms,
+        mended: false,
     }
 }
 
@@ -133,7 +148,8 @@ mod tests {
 
     #[test]
     fn json_is_what_the_documentation_shows() {
-        let json = String::from_utf8(telemetry(&batch()).encode_as(Encoding::Json).to_vec()).unwrap();
+        let json =
+            String::from_utf8(telemetry(&batch(), Uptime::default()).encode_as(Encoding::Json).to_vec()).unwrap();
         assert_eq!(
             json,
             r#"{"device":"pump","time":"2025-11-22T12:00:00.123+00:00","points":[{"name":"level","value":21.3,"quality":"GOOD"},{"name":"count","value":"18446744073709551615","quality":"GOOD"},{"name":"run","value":false,"quality":"GOOD"},{"name":"flow","quality":"BAD","reason":"timeout"}],"clock":"SYNCHRONISED"}"#
@@ -142,10 +158,29 @@ mod tests {
 
     #[test]
     fn delivery_fields_append_to_the_stored_form() {
-        let stored = telemetry(&batch());
+        let stored = telemetry(&batch(), Uptime::default());
         let sent = with_delivery(&stored.encode_as(Encoding::Protobuf), 77, true);
         let back = v1::Telemetry::decode_as(Encoding::Protobuf, &sent).unwrap();
         assert_eq!(back, v1::Telemetry { seq: 77, historical: true, ..stored });
+    }
+
+    #[test]
+    fn a_clock_that_is_set_within_a_batch_does_not_tear_it_apart() {
+        let at = |wall_ms, mono_s: u64| Stamp { wall_ms, mono_ns: mono_s * 1_000_000_000, trust: ClockTrust::Holdover };
+        let noon = at(1_763_812_800_000, 100);
+        assert_eq!(wall_as_of(at(40_000, 98), noon), noon.wall_ms - 2_000);
+        assert_eq!(wall_as_of(at(noon.wall_ms + 3_600_000, 99), noon), noon.wall_ms - 1_000);
+        assert_eq!(wall_as_of(at(noon.wall_ms - 2_100, 98), noon), noon.wall_ms - 2_100, "no step");
+    }
+
+    #[test]
+    fn uptime_is_kept_where_the_clock_may_be_wrong() {
+        let uptime = Uptime { boot: 9, ms: 77 };
+        let mut batch = batch();
+        assert_eq!(telemetry(&batch, uptime).boot, 0);
+        batch.at.trust = ClockTrust::Holdover;
+        let kept = telemetry(&batch, uptime);
+        assert_eq!((kept.boot, kept.uptime_ms, kept.mended), (9, 77, false));
     }
 
     #[test]

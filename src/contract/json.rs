@@ -56,6 +56,15 @@ pub fn telemetry(
     if historical {
         out.extend_from_slice(b",\"historical\":true");
     }
+    if view.uptime.boot != 0 {
+        let _ = write!(out, ",\"boot\":{}", view.uptime.boot);
+    }
+    if view.uptime.ms != 0 {
+        let _ = write!(out, ",\"uptimeMs\":\"{}\"", view.uptime.ms);
+    }
+    if view.mended {
+        out.extend_from_slice(b",\"mended\":true");
+    }
     out.push(b'}');
     Ok(Some(kept))
 }
@@ -203,16 +212,18 @@ mod tests {
         let point =
             ("[a-z.~_-]{1,8}", proptest::option::of(value()), 0..4i32, "[a-z-]{0,6}", proptest::option::of(stamp()))
                 .prop_map(|(name, value, quality, reason, time)| v1::PointValue { name, value, quality, reason, time });
-        (".{0,8}", stamp(), proptest::collection::vec(point, 1..6), 0..4i32, any::<u64>(), any::<bool>()).prop_map(
-            |(device, time, points, clock, seq, historical)| v1::Telemetry {
-                device,
-                time: Some(time),
-                points,
-                clock,
-                seq,
-                historical,
-            },
+        (
+            ".{0,8}",
+            stamp(),
+            proptest::collection::vec(point, 1..6),
+            0..4i32,
+            any::<u64>(),
+            any::<bool>(),
+            any::<(u32, u64, bool)>(),
         )
+            .prop_map(|(device, time, points, clock, seq, historical, (boot, uptime_ms, mended))| {
+                v1::Telemetry { device, time: Some(time), points, clock, seq, historical, boot, uptime_ms, mended }
+            })
     }
 
     proptest! {
@@ -253,6 +264,7 @@ mod tests {
             clock: 3,
             seq: 7,
             historical: true,
+            ..v1::Telemetry::default()
         };
         let stored = message.encode_to_vec();
         let mut out = Vec::new();

@@ -6,6 +6,8 @@
 
 use std::str::from_utf8;
 
+use crate::model::Uptime;
+
 /// The stored octets are no telemetry message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stored telemetry is not valid protobuf: {0}")]
@@ -65,19 +67,33 @@ pub struct TelemetryView<'a> {
     pub time: TimeView,
     /// Number of the [`super::v1::ClockTrust`].
     pub clock: i32,
+    /// Boot of the machine and uptime at `time`, where the clock may be wrong.
+    pub uptime: Uptime,
+    /// The times were corrected.
+    pub mended: bool,
     stored: &'a [u8],
 }
 
 impl<'a> TelemetryView<'a> {
     /// Reads the fields around the points; the points are read one by one by [`TelemetryView::points`].
     pub fn parse(stored: &'a [u8]) -> Read<Self> {
-        let mut view = TelemetryView { device: "", time: TimeView::default(), clock: 0, stored };
+        let mut view = TelemetryView {
+            device: "",
+            time: TimeView::default(),
+            clock: 0,
+            uptime: Uptime::default(),
+            mended: false,
+            stored,
+        };
         let mut fields = Fields(stored);
         while let Some((number, field)) = fields.next()? {
             match (number, field) {
                 (1, Field::Bytes(b)) => view.device = text(b)?,
                 (2, Field::Bytes(b)) => view.time = time(b)?,
                 (4, Field::Varint(v)) => view.clock = v as i32,
+                (7, Field::Fixed32(v)) => view.uptime.boot = v,
+                (8, Field::Varint(v)) => view.uptime.ms = v,
+                (9, Field::Varint(v)) => view.mended = v != 0,
                 _ => {}
             }
         }
@@ -168,7 +184,7 @@ fn text(bytes: &[u8]) -> Read<&str> {
 enum Field<'a> {
     Varint(u64),
     Fixed64(u64),
-    Fixed32,
+    Fixed32(u32),
     Bytes(&'a [u8]),
 }
 
@@ -193,8 +209,8 @@ impl<'a> Fields<'a> {
                 Field::Bytes(self.take(len)?)
             }
             5 => {
-                self.take(4)?;
-                Field::Fixed32
+                let bytes = self.take(4)?;
+                Field::Fixed32(u32::from_le_bytes(bytes.try_into().map_err(|_| ViewError("a number is cut off"))?))
             }
             _ => return Err(ViewError("a wire type is unknown")),
         };

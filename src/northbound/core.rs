@@ -77,6 +77,7 @@ impl Core {
         let mut publisher = Publisher::new(&config);
         let mut directory = context.directory.clone();
         publisher.set_directory(directory.borrow_and_update().clone());
+        publisher.set_clock_book(context.settings.clone());
         Self {
             notices: Notices::new(&config.name, context.notices.clone()),
             meter,

@@ -19,9 +19,11 @@ use self::points::{PointSlot, TelemetryOfDevice};
 use super::config::{ConsumerConfig, ConsumerKind, PublishSet, QosSet};
 use super::filter::Filter;
 use super::message::{Message, Qos, Retain};
+use crate::contract::mend::mend;
 use crate::contract::view::{TelemetryView, ViewError};
 use crate::contract::{ContractMessage, DecodeError, Encoding, json, topics, v1, with_delivery};
-use crate::model::{Delivery, Device, Lane, Order, Record, RecordKind, Seq};
+use crate::model::{Delivery, Device, Lane, Order, Record, RecordKind, Seq, Uptime};
+use crate::platform::clock::ClockBook;
 
 /// The devices behind the gateway, for what a record does not carry (units).
 pub type Directory = HashMap<String, Arc<Device>>;
@@ -71,6 +73,7 @@ pub struct Publisher {
     order: Order,
     /// Whether last values are kept to fill a broker that has none.
     keep_values: bool,
+    settings: Arc<ClockBook>,
     directory: Arc<Directory>,
     devices: HashMap<Box<str>, DeviceTopics>,
     scratch: Vec<u8>,
@@ -87,6 +90,7 @@ impl Publisher {
             filter: config.filter.clone(),
             order: config.replay.order,
             keep_values: matches!(config.kind, ConsumerKind::Uplink(_)),
+            settings: Arc::default(),
             directory: Arc::default(),
             devices: HashMap::new(),
             scratch: Vec::with_capacity(4096),
@@ -107,6 +111,11 @@ impl Publisher {
         self.directory = directory;
     }
 
+    /// Where stamps are looked up that were taken before the clock was set.
+    pub fn set_clock_book(&mut self, settings: Arc<ClockBook>) {
+        self.settings = settings;
+    }
+
     /// A relative topic under this consumer's root.
     pub fn topic(&self, relative: &str) -> Arc<str> {
         format!("{}/{relative}", self.root).into()
@@ -121,7 +130,10 @@ impl Publisher {
             Delivery::Gap(gap) if self.filter.wants_lane(gap.lane) => self.gap_message(&crate::contract::gap(gap), out),
             Delivery::Gap(_) => {}
             Delivery::Record { record, .. } if !self.filter.wants_lane(record.lane) => {}
-            Delivery::Record { record, historical } => return self.record(record, *historical, out),
+            Delivery::Record { record, historical } => {
+                let mended = mend(record, &|uptime, wall_ms, trust| self.settings.correct(uptime, wall_ms, trust));
+                return self.record(mended.as_ref().unwrap_or(record), *historical, out);
+            }
         }
         Ok(())
     }
@@ -321,6 +333,14 @@ impl TelemetryOfDevice<'_> {
             return Ok(None);
         }
         prost::encoding::int32::encode(4, &self.view.clock, out);
+        let Uptime { boot, ms } = self.view.uptime;
+        if boot != 0 {
+            prost::encoding::fixed32::encode(7, &boot, out);
+            prost::encoding::uint64::encode(8, &ms, out);
+        }
+        if self.view.mended {
+            prost::encoding::bool::encode(9, &true, out);
+        }
         Ok(Some(with_delivery(out, self.record.seq, self.historical)))
     }
 }

@@ -1,12 +1,42 @@
 //! Clocks behind a trait: wall time for people, monotonic time for intervals, and how far the wall time can be trusted.
 
+mod book;
+
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::model::{ClockTrust, Stamp};
+pub use book::ClockBook;
+
+use crate::model::{ClockTrust, Stamp, Uptime};
+
+/// When the monotonic time of a clock began, on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Boot {
+    /// Which boot of the machine; 0 when that is unknown.
+    pub id: u32,
+    /// Uptime of the machine at monotonic time 0, in milliseconds.
+    pub origin_ms: u64,
+}
+
+impl Boot {
+    /// The uptime of the machine at a monotonic time.
+    pub fn uptime(self, mono_ns: u64) -> Uptime {
+        Uptime { boot: self.id, ms: self.origin_ms + mono_ns / 1_000_000 }
+    }
+
+    /// This boot of this machine, for a monotonic time that begins now. Without `/proc` it is unknown.
+    fn of_machine() -> Self {
+        let uptime = std::fs::read_to_string("/proc/uptime").ok();
+        let seconds = uptime.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok());
+        match (std::fs::read("/proc/sys/kernel/random/boot_id"), seconds) {
+            (Ok(id), Some(seconds)) => Self { id: crc32c::crc32c(&id).max(1), origin_ms: (seconds * 1_000.0) as u64 },
+            _ => Self::default(),
+        }
+    }
+}
 
 /// Source of time. Shared by every module as `Arc<dyn Clock>`.
 pub trait Clock: Debug + Send + Sync + 'static {
@@ -22,6 +52,11 @@ pub trait Clock: Debug + Send + Sync + 'static {
     fn mono_ns(&self) -> u64 {
         self.now().mono_ns
     }
+
+    /// What its monotonic time is counted from.
+    fn boot(&self) -> Boot {
+        Boot::default()
+    }
 }
 
 /// A shared clock.
@@ -36,13 +71,19 @@ const TRUST_REFRESH: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct SystemClock {
     origin: Instant,
+    boot: Boot,
     trust: AtomicU8,
     trust_checked_ns: AtomicU64,
 }
 
 impl Default for SystemClock {
     fn default() -> Self {
-        Self { origin: Instant::now(), trust: AtomicU8::new(0), trust_checked_ns: AtomicU64::new(u64::MAX) }
+        Self {
+            origin: Instant::now(),
+            boot: Boot::of_machine(),
+            trust: AtomicU8::new(0),
+            trust_checked_ns: AtomicU64::new(u64::MAX),
+        }
     }
 }
 
@@ -80,6 +121,10 @@ impl Clock for SystemClock {
         };
         let mono_ns = self.origin.elapsed().as_nanos() as u64;
         Stamp { wall_ms, mono_ns, trust: self.trust(wall_ms, mono_ns) }
+    }
+
+    fn boot(&self) -> Boot {
+        self.boot
     }
 }
 

@@ -10,8 +10,10 @@ use super::fs::RealFs;
 use super::inspect::{InspectError, Progress, lane_files};
 use super::log::holes::Hole;
 use super::log::progress::Item;
+use crate::contract::mend::mend;
 use crate::contract::{timestamp, v1};
 use crate::model::{Lane, Record, RecordKind};
+use crate::platform::clock::ClockBook;
 
 /// Form of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub struct Exported {
     pub gaps: u64,
 }
 
-/// Writes what is in the log of the store in `store`. Works while the gateway runs.
+/// Writes what is in the log of the store in `store`, with stamps mended by `settings`. Works while the gateway runs.
 ///
 /// # Errors
 /// There is no log, a file cannot be read, or `out` refuses.
@@ -52,6 +54,7 @@ pub fn export(
     store: &Path,
     filter: &Filter,
     format: Format,
+    settings: &ClockBook,
     out: impl Write,
     mut progress: impl FnMut(Progress),
 ) -> Result<Exported, InspectError> {
@@ -59,7 +62,7 @@ pub fn export(
     let files = lanes.iter().map(|&lane| lane_files(&RealFs, store, lane)).collect::<Result<Vec<_>, _>>()?;
     let total = files.iter().flat_map(|f| f.segments.iter().map(|s| s.1)).sum();
     let mut done = 0;
-    let mut writer = Writer::new(out, format).map_err(InspectError::Output)?;
+    let mut writer = Writer::new(out, format, settings).map_err(InspectError::Output)?;
     for lane in &files {
         let read = |bytes| {
             done += bytes;
@@ -93,7 +96,8 @@ enum Output<W: Write> {
     Json(BufWriter<W>),
 }
 
-struct Writer<W: Write> {
+struct Writer<'a, W: Write> {
+    settings: &'a ClockBook,
     output: Output<W>,
     exported: Exported,
 }
@@ -108,8 +112,8 @@ struct Line {
     reason: String,
 }
 
-impl<W: Write> Writer<W> {
-    fn new(out: W, format: Format) -> std::io::Result<Self> {
+impl<'a, W: Write> Writer<'a, W> {
+    fn new(out: W, format: Format, settings: &'a ClockBook) -> std::io::Result<Self> {
         let output = match format {
             Format::JsonLines => Output::Json(BufWriter::new(out)),
             Format::Csv => {
@@ -118,7 +122,7 @@ impl<W: Write> Writer<W> {
                 Output::Csv(Box::new(csv))
             }
         };
-        Ok(Self { output, exported: Exported::default() })
+        Ok(Self { settings, output, exported: Exported::default() })
     }
 
     fn item(&mut self, filter: &Filter, lane: Lane, item: Item) -> std::io::Result<()> {
@@ -129,6 +133,8 @@ impl<W: Write> Writer<W> {
                 self.gap(lane, &hole)
             }
             Item::Record(record) => {
+                let by = |uptime, wall_ms, trust| self.settings.correct(uptime, wall_ms, trust);
+                let record = mend(&record, &by).unwrap_or(record);
                 let late = filter.from_ms.is_some_and(|from| record.ts_ms < from);
                 let early = filter.until_ms.is_some_and(|until| record.ts_ms >= until);
                 let wanted = filter.device.as_ref().is_none_or(|d| record.device == crc32c::crc32c(d.as_bytes()));
@@ -290,7 +296,7 @@ mod tests {
         let records = vec![telemetry("pump", Value::Double(21.3)), telemetry("fan", Value::Text("a,b".into()))];
         store.append(records).await.unwrap();
         let mut csv = Vec::new();
-        let done = export(&path, &Filter::default(), Format::Csv, &mut csv, |_| {}).unwrap();
+        let done = export(&path, &Filter::default(), Format::Csv, &ClockBook::default(), &mut csv, |_| {}).unwrap();
         assert_eq!(done, Exported { records: 2, gaps: 0 });
         assert_eq!(
             String::from_utf8(csv).unwrap(),
@@ -300,7 +306,7 @@ mod tests {
         );
         let mut json = Vec::new();
         let filter = Filter { device: Some("pump".into()), ..Filter::default() };
-        export(&path, &filter, Format::JsonLines, &mut json, |_| {}).unwrap();
+        export(&path, &filter, Format::JsonLines, &ClockBook::default(), &mut json, |_| {}).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
         assert_eq!((&value["seq"], &value["message"]["points"][0]["value"]), (&json!(1), &json!(21.3)));
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fieldgate::contract::{ContractMessage, Encoding, telemetry};
 use fieldgate::model::{
     Batch, ClockTrust, Delivery, Depth, DeviceId, Lane, Order, PointId, Quality, Record, RecordKind, Sample, Seq,
-    Stamp, Value,
+    Stamp, Uptime, Value,
 };
 use fieldgate::northbound::{RecordSource, SourceClosed};
 use tokio::sync::Notify;
@@ -113,7 +113,7 @@ pub fn telemetry_payload(device: &str, points: &[(&str, f64)]) -> Bytes {
         at,
     };
     let batch = Batch { device: DeviceId::new(device).unwrap(), at, samples: points.iter().map(sample).collect() };
-    telemetry(&batch).encode_as(Encoding::Protobuf)
+    telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf)
 }
 
 impl Inner {

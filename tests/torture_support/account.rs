@@ -19,6 +19,9 @@ pub struct Arrival {
     pub seq: u64,
     pub historical: bool,
     pub at: Instant,
+    /// The time that the message says, milliseconds since 1970.
+    pub wall_ms: i64,
+    pub mended: bool,
 }
 
 /// A gap message.
@@ -227,6 +230,8 @@ fn note(books: &mut Books, line: &str) -> Option<()> {
                         seq,
                         historical,
                         at: Instant::now(),
+                        wall_ms: body["time"].as_str()?.parse::<jiff::Timestamp>().ok()?.as_millisecond(),
+                        mended: body["mended"] == true,
                     });
                 }
                 None => _ = account.other_seqs.insert(seq),

@@ -22,6 +22,8 @@ pub struct Setup<'a> {
     pub uplinks: &'a [(&'a str, bool)],
     pub quota_mib: u64,
     pub rate_ms: u64,
+    /// Further lines of `[store]`.
+    pub store_lines: &'a str,
     /// Further lines of each uplink.
     pub uplink_lines: &'a str,
 }
@@ -37,6 +39,7 @@ impl<'a> Setup<'a> {
             uplinks: &[("ordered", true)],
             quota_mib: 64,
             rate_ms: 50,
+            store_lines: "",
             uplink_lines: "",
         }
     }
@@ -48,9 +51,10 @@ impl<'a> Setup<'a> {
     /// Writes the configuration, replacing what was there.
     pub fn write(&self) {
         let mut main = format!(
-            "[gateway]\nid = \"torture\"\ndata_dir = \"{}\"\n\n[store]\nmax_size = \"{} MiB\"\n\n[broker]\nenabled = false\n\n[log]\nlevel = \"info\"\n\n",
+            "[gateway]\nid = \"torture\"\ndata_dir = \"{}\"\n\n[store]\nmax_size = \"{} MiB\"\n{}\n\n[broker]\nenabled = false\n\n[log]\nlevel = \"info\"\n\n",
             self.data_dir().display(),
-            self.quota_mib
+            self.quota_mib,
+            self.store_lines
         );
         for (name, in_order) in self.uplinks {
             let order = if *in_order { "in-order" } else { "live-first" };

@@ -25,6 +25,9 @@ pub enum MargoSimError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Whoever reaches the control API gets keys from it.
+    #[error("the control API must listen on a loopback address, not on {0}")]
+    NotLoopback(SocketAddr),
     /// A file that cannot be read or written.
     #[error("{path}: {source}")]
     File {

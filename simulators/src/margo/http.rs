@@ -91,8 +91,10 @@ impl Listener {
         tls: Option<Arc<ServerConfig>>,
         service: Arc<dyn Serve>,
     ) -> Result<Self, MargoSimError> {
+        // Shared ports would let a second simulator take half of the connections; this tells that the port is taken.
+        drop(bound(address, false)?);
         // This socket never listens. It holds the port while the service is down, so that nobody else gets it.
-        let placeholder = bound(address)?;
+        let placeholder = bound(address, true)?;
         let found = placeholder.local_addr().map_err(|source| MargoSimError::Bind { address, source })?;
         let address = found.as_socket().unwrap_or(address);
         let listener = listen(address)?;
@@ -106,6 +108,10 @@ impl Listener {
 
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    pub fn down(&self) -> Down {
+        self.wanted.borrow().1
     }
 
     /// Returns when it is so.
@@ -122,11 +128,11 @@ impl Listener {
     }
 }
 
-fn bound(address: SocketAddr) -> Result<Socket, MargoSimError> {
+fn bound(address: SocketAddr, shared: bool) -> Result<Socket, MargoSimError> {
     let make = || -> std::io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
+        socket.set_reuse_port(shared)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         Ok(socket)
@@ -135,7 +141,7 @@ fn bound(address: SocketAddr) -> Result<Socket, MargoSimError> {
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, MargoSimError> {
-    let socket = bound(address)?;
+    let socket = bound(address, true)?;
     socket
         .listen(1_024)
         .and_then(|()| TcpListener::from_std(socket.into()))

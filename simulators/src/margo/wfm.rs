@@ -134,6 +134,7 @@ pub struct Wfm {
     authority: Arc<Authority>,
     options: Options,
     shared: Arc<Shared>,
+    serving: Mutex<Flaw>,
 }
 
 impl Wfm {
@@ -152,7 +153,7 @@ impl Wfm {
         let core = Mutex::new(Core::new(options.clone(), svid.chain_pem));
         let shared = Arc::new(Shared { core, changes: watch::Sender::new(0) });
         let listener = Listener::start(options.listen, Some(config), shared.clone()).await?;
-        Ok(Self { listener, identity, authority, options, shared })
+        Ok(Self { listener, identity, authority, options, shared, serving: Mutex::default() })
     }
 
     /// Where it listens.
@@ -221,6 +222,11 @@ impl Wfm {
         locked(&self.shared.core).script.rules().to_vec()
     }
 
+    /// Whether it can be reached.
+    pub fn down(&self) -> Down {
+        self.listener.down()
+    }
+
     /// Goes down or comes back, on the same port. Returns when it is so.
     pub async fn set_down(&self, down: Down) -> Result<(), MargoSimError> {
         self.listener.set_down(down).await
@@ -229,9 +235,16 @@ impl Wfm {
     /// Serves a fresh SVID with that flaw to new connections; [`Flaw::None`] is a renewal.
     pub fn serve(&self, flaw: Flaw) -> Result<(), MargoSimError> {
         match self.options.generation {
-            Generation::Rc3 => self.serve_svid(&self.authority.wfm_svid(&self.options.wfm, flaw)?),
-            Generation::Older => self.serve_svid(&self.authority.server_certificate(&["localhost", "127.0.0.1"])?),
+            Generation::Rc3 => self.serve_svid(&self.authority.wfm_svid(&self.options.wfm, flaw)?)?,
+            Generation::Older => self.serve_svid(&self.authority.server_certificate(&["localhost", "127.0.0.1"])?)?,
         }
+        *locked(&self.serving) = flaw;
+        Ok(())
+    }
+
+    /// What is wrong with the SVID that it serves.
+    pub fn serving(&self) -> Flaw {
+        *locked(&self.serving)
     }
 
     /// Serves this to new connections.

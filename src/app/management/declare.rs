@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::checked::Protocol;
 use crate::config::{Device, Loaded, format_duration};
 use crate::management::desired::{PointProfile, Profile};
 use crate::management::lifecycle::Declaration;
 use crate::model::Tier;
+use crate::southbound::DriverConfig;
 
 /// Every device that the files declare and do not switch off.
 pub fn declarations(loaded: &Loaded) -> Vec<Declaration> {
@@ -18,7 +18,7 @@ pub fn declarations(loaded: &Loaded) -> Vec<Declaration> {
 }
 
 fn declaration(device: &Device) -> Declaration {
-    let Protocol::Modbus(modbus) = &device.protocol;
+    let DriverConfig::Modbus(modbus) = &device.driver;
     Declaration {
         device: device.model.id.clone(),
         protocol: device.model.protocol.to_owned(),

@@ -246,7 +246,7 @@ fn drivers(running: &[Running]) -> Vec<DeviceConfig> {
 
 fn pipeline(running: &Running) -> DevicePipeline {
     let device = &running.device;
-    let pipeline = DevicePipeline::new(device.model.clone(), device.rules(), device.batch_limits());
+    let pipeline = DevicePipeline::new(device.model.clone(), device.rules.clone(), device.batch);
     if running.mode == Mode::Trusted { pipeline } else { pipeline.distrusted() }
 }
 

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Device;
-use crate::config::checked::{Deadband, Group, Rule};
+use crate::config::checked::Group;
 use crate::management::desired::{DeadbandOverlay, DeviceOverlay, LimitsOverlay, PointOverlay};
 use crate::model::{Access, Limits, Point};
+use crate::pipeline::{Deadband, PointRule};
 
 /// A value that missed three scans, and at least 5 s, is stale.
 const LEAST_STALE: Duration = Duration::from_secs(5);
@@ -87,7 +88,7 @@ fn narrowed(file: Option<Limits>, wanted: LimitsOverlay) -> Option<Limits> {
     (limits.min.is_finite() || limits.max.is_finite()).then_some(limits)
 }
 
-fn rule(file: &Rule, own: &PointOverlay, overlay: &DeviceOverlay, every: Option<Duration>) -> Rule {
+fn rule(file: &PointRule, own: &PointOverlay, overlay: &DeviceOverlay, every: Option<Duration>) -> PointRule {
     let deadband = own.deadband.or(overlay.deadband).map_or(file.deadband, |wanted| match wanted {
         DeadbandOverlay::Absolute(0.0) | DeadbandOverlay::Percent(0.0) => Deadband::None,
         DeadbandOverlay::Absolute(by) => Deadband::Absolute(by),
@@ -96,7 +97,7 @@ fn rule(file: &Rule, own: &PointOverlay, overlay: &DeviceOverlay, every: Option<
     // A point that is read less often must not look stale between two scans.
     let slow = every.map(|every| (every * 3).max(LEAST_STALE));
     let stale = overlay.stale_after.or_else(|| file.stale_after.map(|file| slow.map_or(file, |slow| slow.max(file))));
-    Rule {
+    PointRule {
         deadband,
         heartbeat: own.heartbeat.or(overlay.heartbeat).or(file.heartbeat),
         on_change: own.on_change.or(overlay.on_change).unwrap_or(file.on_change),

@@ -23,12 +23,14 @@ use crate::management::core::Plan;
 use crate::management::desired::{GatewayOverlay, Observed, Watcher};
 use crate::management::lifecycle::Claim;
 use crate::management::service::World;
+#[cfg(feature = "modbus")]
+use crate::model::{Device, Tier};
 use crate::model::{DeviceId, PointId, Value};
 use crate::northbound::StateBoard;
 use crate::platform::clock::SharedClock;
 use crate::southbound::IdentifyError;
 #[cfg(feature = "modbus")]
-use crate::southbound::Southbound;
+use crate::southbound::{DeviceConfig, DriverConfig, Southbound};
 use crate::store::{Op, Store};
 
 /// Results of commands that are forgotten in one write.
@@ -149,11 +151,10 @@ async fn blocking(work: impl FnOnce() -> Result<(), String> + Send + 'static) ->
 /// One device, asked who it is once, over a connection of its own.
 #[cfg(feature = "modbus")]
 async fn probe(host: Ipv4Addr, port: u16, unit: u8, clock: SharedClock) -> Option<Claim> {
-    use crate::config::probe_device;
-    let device = probe_device(host, port, unit)?;
-    let id = device.model.id.clone();
+    let device = nobody(host, port, unit)?;
+    let id = device.device.id.clone();
     let (updates, mut said) = mpsc::channel(8);
-    let southbound = Southbound::start(vec![device.southbound()], updates, clock);
+    let southbound = Southbound::start(vec![device], updates, clock);
     let asked = async {
         let outcome = southbound.identify(&id).await;
         match outcome {
@@ -172,6 +173,24 @@ async fn probe(host: Ipv4Addr, port: u16, unit: u8, clock: SharedClock) -> Optio
     };
     southbound.shutdown().await;
     claim
+}
+
+/// A device without points: enough to ask it who it is.
+#[cfg(feature = "modbus")]
+fn nobody(host: Ipv4Addr, port: u16, unit: u8) -> Option<DeviceConfig> {
+    use crate::southbound::modbus::{Config, Link, LinkOptions};
+    let config = Config::new(Link::Tcp { host: host.to_string(), port }, unit);
+    let options = LinkOptions { connect_timeout: PROBE_LIMIT / 2, ..config.options.clone() };
+    let device = Device {
+        id: DeviceId::new("probe").ok()?,
+        description: String::new(),
+        protocol: "modbus-tcp",
+        address: format!("tcp://{host}:{port} unit {unit}"),
+        tier: Tier::One,
+        points: [].into(),
+    };
+    let driver = DriverConfig::Modbus(Config { options, retries: 0, ..config });
+    Some(DeviceConfig { device: Arc::new(device), groups: Vec::new(), driver })
 }
 
 #[cfg(not(feature = "modbus"))]

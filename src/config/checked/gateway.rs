@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
-use crate::contract::Encoding;
 use crate::management::lifecycle::Approval;
 use crate::management::roles::Role;
-use crate::model::{GatewayId, Lane};
+use crate::model::GatewayId;
+use crate::northbound::ConsumerConfig;
+use crate::security::ClientTlsFiles;
+use crate::telemetry::{LogConfig, OtlpConfig};
 
 /// The gateway itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,13 +24,13 @@ pub struct Gateway {
     /// `[broker]`; `None` when it is switched off.
     pub broker: Option<Broker>,
     /// `[local]`
-    pub local: Consumer,
+    pub local: ConsumerConfig,
     /// `[[uplink]]`
     pub uplinks: Vec<Uplink>,
     /// `[log]`
-    pub log: Log,
+    pub log: LogConfig,
     /// `[otlp]`; `None` exports nothing.
-    pub otlp: Option<Otlp>,
+    pub otlp: Option<OtlpConfig>,
     /// `[limits]`
     pub limits: Limits,
     /// `[pki]`
@@ -109,19 +111,6 @@ pub enum FullPolicy {
     /// From three quarters on one of so many new telemetry records of each device is kept, at least 2; then as
     /// `DropOldest`.
     ThinOut(u32),
-}
-
-/// How a server is verified and how this gateway proves who it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientTls {
-    /// Authorities that may sign the server's certificate, PEM; `None` for the operating system's.
-    pub ca: Option<PathBuf>,
-    /// Certificate chain of this client and its private key, PEM.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// The identity is what `[est]` enrolled.
-    pub enrolled: bool,
-    /// Name that the server's certificate must carry, when it is not the host in the address.
-    pub server_name: Option<String>,
 }
 
 /// `[broker]`
@@ -240,218 +229,34 @@ pub struct BrokerLimits {
     pub connect_timeout: Duration,
 }
 
-/// What one consumer of the store gets, and how. `[local]` is one, each `[[uplink]]` is one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Consumer {
-    /// Encoding of payloads.
-    pub encoding: Encoding,
-    /// Root of its topics.
-    pub root: String,
-    /// Kinds of messages that are published.
-    pub publish: Publish,
-    /// Quality of service of each kind.
-    pub qos: QosSet,
-    /// Devices and points it gets.
-    pub filter: Filter,
-    /// Messages in flight, 10 to 1,000.
-    pub window: u16,
-    /// How a backlog is sent.
-    pub replay: Replay,
-    /// When and how much it may send.
-    pub link: LinkPolicy,
-    /// Records confirmed less than this before a break are sent again, 0 to 1 h.
-    pub resend_window: Duration,
-    /// Whether requests (commands) are taken from it.
-    pub requests: bool,
-}
-
-/// Kinds of messages. `status` is always published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Publish {
-    /// `devices/{d}/telemetry`
-    pub telemetry: bool,
-    /// `devices/{d}/points/{p}`
-    pub points: bool,
-    /// `devices/{d}/events` and `events`
-    pub events: bool,
-    /// `gaps`
-    pub gaps: bool,
-    /// `devices/{d}/command/result`
-    pub results: bool,
-    /// `health`, `onboarding`, `capabilities`
-    pub state: bool,
-}
-
-/// Quality of service by kind of message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the names are those of Publish")]
-pub struct QosSet {
-    pub telemetry: Qos,
-    pub points: Qos,
-    pub events: Qos,
-    pub gaps: Qos,
-    pub results: Qos,
-    pub state: Qos,
-}
-
-/// MQTT quality of service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Qos {
-    /// 0
-    AtMostOnce,
-    /// 1
-    AtLeastOnce,
-}
-
-/// Devices and points; empty lists stand for all. `*` stands for any characters, `?` for one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
-    /// Patterns of device ids.
-    pub devices: Vec<String>,
-    /// Patterns of point ids.
-    pub points: Vec<String>,
-    /// Lanes of the store.
-    pub lanes: Vec<Lane>,
-}
-
-/// How a backlog is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Replay {
-    /// Live data first, the backlog behind it and marked historical; else everything in the order of the log.
-    pub live_first: bool,
-    /// Most backlog records per second; `None` for as fast as the broker confirms.
-    pub max_records: Option<u32>,
-    /// Most backlog octets per second.
-    pub max_bytes: Option<u64>,
-    /// Delay of confirmations above which the backlog slows down, 10 ms to 1 min.
-    pub target_latency: Duration,
-}
-
-/// When and how much a metered link may carry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinkPolicy {
-    /// Times of day; empty for always.
-    pub windows: Vec<Window>,
-    /// Most octets per day (UTC).
-    pub daily_budget: Option<u64>,
-    /// The critical lane opens the link outside its windows and beyond its budget.
-    pub critical_overrides: bool,
-}
-
-/// A time of day, in minutes since midnight UTC. `from > to` goes over midnight; equal ends are the whole day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// First minute, 0 to 1439.
-    pub from: u16,
-    /// Minute at which it closes, 0 to 1439.
-    pub to: u16,
-}
-
 /// `[[uplink]]`: another broker that gets what the store keeps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uplink {
-    /// Unique; also the name of its place in the log.
-    pub name: String,
-    /// Tried in this order.
-    pub servers: Vec<Server>,
-    /// Protocol version.
-    pub version: MqttVersion,
-    /// Client id; `None` for `fieldgate-{gateway}-{name}`.
-    pub client_id: Option<String>,
-    /// User name.
-    pub user: Option<String>,
-    /// Password.
-    pub password: Option<Secret>,
-    /// TLS settings, used by `mqtts` servers.
-    pub tls: ClientTls,
-    /// Keep-alive, 5 s to 1 h.
-    pub keep_alive: Duration,
-    /// Longest wait for a connection, 1 s to 5 min.
-    pub connect_timeout: Duration,
-    /// Longest pause between two attempts to connect, 1 s to 10 m.
-    pub reconnect_max: Duration,
-    /// How long the broker keeps requests while the gateway is away (MQTT 5), 0 to 30 d.
-    pub session_expiry: Duration,
-    /// Largest packet, 1 KiB to 256 MiB.
-    pub packet_size: u64,
-    /// What it gets, and how.
-    pub consumer: Consumer,
+    /// What it gets and how, and how it is reached; the name is also that of its place in the log.
+    pub consumer: ConsumerConfig,
+    /// Files for TLS; `None` when no server is spoken to over TLS.
+    pub tls: Option<ClientTlsFiles>,
+    /// Its certificate and key are those that `[est]` enrolled.
+    pub enrolled: bool,
 }
 
-/// Address of a broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    /// Whether it is spoken to over TLS (`mqtts://`).
-    pub tls: bool,
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl std::fmt::Display for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = if self.tls { "mqtts" } else { "mqtt" };
-        match self.host.contains(':') {
-            true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
-            false => write!(f, "{scheme}://{}:{}", self.host, self.port),
+impl Uplink {
+    /// Files for TLS, of which `enrolled` holds the gateway's enrolled identity.
+    pub fn tls_files(&self, enrolled: &Path) -> Option<ClientTlsFiles> {
+        let mut files = self.tls.clone()?;
+        if self.enrolled {
+            files.certificate = Some(enrolled.join("current/cert.pem"));
+            files.key = Some(enrolled.join("current/key.pem"));
         }
+        Some(files)
     }
 }
 
-/// MQTT protocol version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MqttVersion {
-    /// 3.1.1
-    V4,
-    /// 5
-    V5,
-}
-
-/// `[log]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// A level (`info`) or a tracing filter (`info,fieldgate::southbound=debug`).
-    pub level: String,
-    /// How lines look.
-    pub format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// `[otlp]`
-#[derive(Debug, Clone, PartialEq)]
-pub struct Otlp {
-    /// Base address of the collector.
-    pub endpoint: String,
-    /// Wire protocol.
-    pub protocol: OtlpProtocol,
-    /// Headers of every request.
-    pub headers: BTreeMap<String, Secret>,
-    /// Export metrics.
-    pub metrics: bool,
-    /// Export traces.
-    pub traces: bool,
-    /// Export logs.
-    pub logs: bool,
-    /// Time between exports of metrics, 1 s to 1 h.
-    pub interval: Duration,
-    /// Longest wait for the collector, 100 ms to 60 s.
-    pub timeout: Duration,
-}
-
-/// Wire protocol of OTLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OtlpProtocol {
-    /// Protobuf over HTTP.
-    HttpProtobuf,
+impl Gateway {
+    /// The embedded broker as a consumer of the store; `None` when it is switched off.
+    pub fn local_consumer(&self) -> Option<ConsumerConfig> {
+        self.broker.as_ref().map(|_| self.local.clone())
+    }
 }
 
 /// `[limits]`
@@ -465,4 +270,54 @@ pub struct Limits {
     pub commands_per_second: u32,
     /// Longest time that one command may take, 100 ms to 10 min.
     pub command_timeout: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::broker;
+    use crate::config::{TlsContext, load_with};
+    use crate::platform::clock::SystemClock;
+    use crate::security::pki::BelievedTime;
+
+    /// What passed the checks here passes those of the modules.
+    #[test]
+    fn the_smallest_and_the_richest_gateway_are_legal_to_the_modules() {
+        let rich = include_str!("../../../examples/config/reference/fieldgate.toml");
+        // Certificates that are none cannot be loaded, so the listener with TLS is left out here.
+        let (start, end) =
+            (rich.find("[[broker.listener]]\naddress = \"0.0.0.0").unwrap(), rich.find("[[broker.user]]").unwrap());
+        let rich = format!("{}{}", &rich[..start], &rich[end..]);
+        for (main, uplinks) in [("[gateway]\nid = \"g\"\n", 0), (rich.as_str(), 1)] {
+            let dir = tempfile::tempdir().unwrap();
+            for file in [
+                "fieldgate.toml",
+                "secrets/scada",
+                "secrets/otlp",
+                "secrets/est",
+                "tls/est-root.pem",
+                "tls/site-ca.pem",
+                "tls/client.pem",
+                "tls/client.key",
+            ] {
+                let path = dir.path().join(file);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, if file == "fieldgate.toml" { main } else { "secret" }).unwrap();
+            }
+            let loaded = load_with(dir.path(), &|_| Some("x".into())).unwrap_or_else(|problems| panic!("{problems}"));
+            let gateway = &loaded.gateway;
+            let local = gateway.local_consumer().unwrap();
+            assert_eq!(local.check(), Ok(()));
+            assert_eq!(gateway.uplinks.len(), uplinks);
+            for uplink in &gateway.uplinks {
+                assert_eq!(uplink.consumer.check(), Ok(()));
+                assert!(uplink.tls_files(dir.path()).is_some());
+            }
+            let time = BelievedTime::new(SystemClock::shared(), 0);
+            let context = TlsContext { pki: dir.path().to_owned(), time };
+            let broker = gateway.broker.as_ref().unwrap();
+            let config: broker::Config = broker.config(&context).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(config.snapshot_interval.as_secs(), 600);
+            assert_eq!(gateway.store.config(dir.path()).quota_bytes, gateway.store.max_size);
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! Addresses of registers and bits in the three ways that manuals write them.
 
-use crate::config::checked::{Addressing, Table};
+use super::modbus::Addressing;
 use crate::config::tree::{Item, Node};
+use crate::southbound::modbus::Table;
 
 /// The table that the address itself names (Modicon only) and the address counted from 0.
 pub(super) fn read(item: &Item, addressing: Addressing) -> Result<(Option<Table>, u16), String> {

@@ -4,25 +4,37 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::link;
-use crate::config::checked::{
-    Addressing, Breaker, Link, LinkOptions, Modbus, ModbusPoint, Order, Transport, Write, WriteFunction,
-};
 use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::tree::Item;
 use crate::config::value::{boolean, choice, millis, number, unsigned};
+use crate::southbound::breaker;
+use crate::southbound::modbus::{
+    Config, Limits, Link, LinkOptions, PointAddress, WordOrder, WriteFunction, WriteOptions,
+};
 
 /// The four 32-bit orders; the 64-bit names are accepted for the same.
-pub(super) const ORDERS: &[(&str, Order)] = &[
-    ("abcd", Order::Abcd),
-    ("cdab", Order::Cdab),
-    ("badc", Order::Badc),
-    ("dcba", Order::Dcba),
-    ("abcdefgh", Order::Abcd),
-    ("ghefcdab", Order::Cdab),
-    ("badcfehg", Order::Badc),
-    ("hgfedcba", Order::Dcba),
+pub(super) const ORDERS: &[(&str, WordOrder)] = &[
+    ("abcd", WordOrder::ABCD),
+    ("cdab", WordOrder::CDAB),
+    ("badc", WordOrder::BADC),
+    ("dcba", WordOrder::DCBA),
+    ("abcdefgh", WordOrder::ABCD),
+    ("ghefcdab", WordOrder::CDAB),
+    ("badcfehg", WordOrder::BADC),
+    ("hgfedcba", WordOrder::DCBA),
 ];
+/// How addresses are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Addressing {
+    /// The first register is 0, as on the wire.
+    ZeroBased,
+    /// The first register is 1, as in many manuals.
+    OneBased,
+    /// 40001 or 400001 is the first holding register: the number names the table.
+    Modicon,
+}
+
 const ADDRESSINGS: &[(&str, Addressing)] =
     &[("zero-based", Addressing::ZeroBased), ("one-based", Addressing::OneBased), ("modicon", Addressing::Modicon)];
 const FUNCTIONS: &[(&str, WriteFunction)] =
@@ -31,16 +43,13 @@ const FUNCTIONS: &[(&str, WriteFunction)] =
 /// What may stand in `[modbus]` of `[defaults]`, too.
 pub(super) struct Shared {
     pub addressing: Addressing,
-    pub order: Order,
-    max_registers: u16,
-    max_bits: u16,
-    max_write_registers: u16,
-    max_gap: Option<u16>,
-    timeout: Option<Duration>,
+    pub order: WordOrder,
+    limits: Limits,
+    reply_timeout: Option<Duration>,
     retries: u8,
-    write: Write,
+    write: WriteOptions,
     identify: bool,
-    breaker: Breaker,
+    breaker: breaker::Settings,
     options: LinkOptions,
 }
 
@@ -55,36 +64,24 @@ pub(super) struct Settings {
 
 impl Settings {
     pub fn max_registers(&self) -> u16 {
-        self.shared.max_registers
+        self.shared.limits.max_registers
     }
 
     pub fn max_write_registers(&self) -> u16 {
-        self.shared.max_write_registers
+        self.shared.limits.max_write_registers
     }
 
-    pub fn with_points(self, points: Vec<ModbusPoint>) -> Option<Modbus> {
+    pub fn with_points(self, points: Vec<PointAddress>) -> Option<Config> {
         let Settings { link, unit, shared, .. } = self;
-        Some(Modbus {
-            link: link?,
-            unit,
-            max_registers: shared.max_registers,
-            max_bits: shared.max_bits,
-            max_gap: shared.max_gap,
-            max_write_registers: shared.max_write_registers,
-            timeout: shared.timeout,
-            retries: shared.retries,
-            write: shared.write,
-            identify: shared.identify,
-            breaker: shared.breaker,
-            points,
-        })
+        let Shared { limits, reply_timeout, retries, write, identify, breaker, options, .. } = shared;
+        Some(Config { link: link?, options, unit, points, limits, reply_timeout, retries, breaker, write, identify })
     }
 }
 
 /// Reads `[modbus]` of a device in `file`.
 pub(super) fn read(device: &Reader<'_>, file: &Path) -> Settings {
     let section = device.section("modbus", "device.modbus");
-    let transport = link::transport(&section);
+    let link = link::link(&section);
     let unit = section.or("unit", 1, unsigned(0..=255));
     let shared = settings(&section);
     if !section.has("link") {
@@ -96,10 +93,9 @@ pub(super) fn read(device: &Reader<'_>, file: &Path) -> Settings {
             "`link` is missing: the device cannot be reached; write [modbus] and link = \"tcp://192.0.2.7:502\"",
         );
     }
-    if unit == 0 && matches!(transport, Some(Transport::Serial(_))) {
+    if unit == 0 && matches!(link, Some(Link::Serial(_))) {
         section.error("unit", "is 0, the broadcast address of a serial line, which never answers; use 1 to 247");
     }
-    let link = transport.map(|transport| Link { transport, options: shared.options.clone() });
     Settings { link, link_place: section.place("link").clone(), unit, shared }
 }
 
@@ -107,12 +103,14 @@ pub(super) fn read(device: &Reader<'_>, file: &Path) -> Settings {
 pub(super) fn settings(section: &Reader<'_>) -> Shared {
     Shared {
         addressing: section.or("addressing", Addressing::ZeroBased, choice(ADDRESSINGS)),
-        order: section.or("order", Order::Abcd, choice(ORDERS)),
-        max_registers: section.or("max_registers", 125, unsigned(1..=125)),
-        max_bits: section.or("max_bits", 2_000, unsigned(1..=2_000)),
-        max_write_registers: section.or("max_write_registers", 123, unsigned(1..=123)),
-        max_gap: section.optional("max_gap", unsigned(0..=124)),
-        timeout: section.optional("timeout", millis(10, 60_000)),
+        order: section.or("order", WordOrder::ABCD, choice(ORDERS)),
+        limits: Limits {
+            max_registers: section.or("max_registers", 125, unsigned(1..=125)),
+            max_bits: section.or("max_bits", 2_000, unsigned(1..=2_000)),
+            max_write_registers: section.or("max_write_registers", 123, unsigned(1..=123)),
+            max_gap: section.optional("max_gap", unsigned(0..=124)),
+        },
+        reply_timeout: section.optional("timeout", millis(10, 60_000)),
         retries: section.or("retries", 1, unsigned(0..=10)),
         identify: section.or("identify", true, boolean),
         write: write(&section.section("write", "device.modbus.write")),
@@ -134,8 +132,8 @@ fn link_options(section: &Reader<'_>) -> LinkOptions {
     }
 }
 
-fn write(section: &Reader<'_>) -> Write {
-    Write {
+fn write(section: &Reader<'_>) -> WriteOptions {
+    WriteOptions {
         function: section.or("function", WriteFunction::Auto, choice(FUNCTIONS)),
         verify: section.or("verify", true, boolean),
         verify_delay: section.or("verify_delay", Duration::ZERO, millis(0, 60_000)),
@@ -152,11 +150,16 @@ fn at_least_zero(item: &Item) -> Result<f64, String> {
     }
 }
 
-fn breaker(section: &Reader<'_>) -> Breaker {
+fn breaker(section: &Reader<'_>) -> breaker::Settings {
     let pause = section.or("pause", Duration::from_secs(5), millis(100, 3_600_000));
     let max_pause = section.or("max_pause", Duration::from_secs(300).max(pause), millis(100, 86_400_000));
     if max_pause < pause {
         section.error("max_pause", "is shorter than `pause`");
     }
-    Breaker { failures: section.or("failures", 3, unsigned(1..=100)), pause, max_pause }
+    breaker::Settings {
+        failures: section.or("failures", 3, unsigned(1..=100)),
+        backoff_min: pause,
+        backoff_max: max_pause,
+        ..breaker::Settings::default()
+    }
 }

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use super::modbus::{ORDERS, Settings};
+use super::modbus::{Addressing, ORDERS, Settings};
 use super::{Common, access, address, deadband, heartbeat, management, rate};
-use crate::config::checked::{Addressing, BitRange, Deadband, ModbusPoint, Order, Rule, Table};
 use crate::config::reader::Reader;
 use crate::config::tree::{Item, Node};
 use crate::config::value::{boolean, cell_number, choice, id, line, millis, number, text, unsigned};
 use crate::management::desired::Interlock;
 use crate::model::{Access, DataType, Limits, Point};
+use crate::pipeline::{Deadband, PointRule};
+use crate::southbound::modbus::{PointAddress, Table, TextOptions, WordOrder};
 
 pub(super) const TYPES: &[(&str, DataType)] = &[
     ("bool", DataType::Bool),
@@ -33,13 +34,20 @@ const TABLES: &[(&str, Table)] =
 /// A point that passed every check.
 pub(super) struct CheckedPoint {
     pub model: Point,
-    pub rule: Rule,
-    pub driver: ModbusPoint,
+    pub rule: PointRule,
+    pub driver: PointAddress,
     pub when: When,
     /// Writes need two steps.
     pub critical: bool,
     /// Writes only while another point has a value.
     pub interlock: Option<Interlock>,
+}
+
+/// Bits of a register, 0 the least significant, both ends included.
+#[derive(Clone, Copy)]
+struct BitRange {
+    low: u8,
+    high: u8,
 }
 
 /// When a point is read.
@@ -90,11 +98,19 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
             ),
         );
     }
-    let rule = Rule { stale_after: rule.stale_after.or_else(|| default_stale(&when, common)), ..rule };
+    let rule = PointRule { stale_after: rule.stale_after.or_else(|| default_stale(&when, common)), ..rule };
     Some(CheckedPoint {
         model: Point { id: id?, description, unit, data_type, access, limits },
         rule,
-        driver: ModbusPoint { table, address, count, length, order, bits },
+        driver: PointAddress {
+            table,
+            address,
+            data_type,
+            length: if data_type == DataType::Bcd { count } else { length },
+            order,
+            bit: bits.map(|b| (b.low, b.high)),
+            text: TextOptions { swap_octets: order.swaps_octets(), ..TextOptions::default() },
+        },
         when,
         critical,
         interlock,
@@ -103,12 +119,12 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
 
 /// The device's order says how numbers of 32 and 64 bits lie in their registers. A single register and a text are as
 /// Modbus has them, unless the point itself says otherwise.
-const fn default_order(data_type: Option<DataType>, of_device: Order) -> Order {
+const fn default_order(data_type: Option<DataType>, of_device: WordOrder) -> WordOrder {
     match data_type {
         Some(DataType::I32 | DataType::U32 | DataType::F32 | DataType::I64 | DataType::U64 | DataType::F64) => {
             of_device
         }
-        _ => Order::Abcd,
+        _ => WordOrder::ABCD,
     }
 }
 
@@ -279,10 +295,10 @@ const fn is_number(data_type: DataType) -> bool {
     !matches!(data_type, DataType::Bool | DataType::Text | DataType::Bytes)
 }
 
-fn rule(r: &Reader<'_>, common: &Common, data_type: Option<DataType>) -> Rule {
+fn rule(r: &Reader<'_>, common: &Common, data_type: Option<DataType>) -> PointRule {
     let own_deadband = r.optional("deadband", deadband);
     let numeric = data_type.is_none_or(is_number);
-    let rule = Rule {
+    let rule = PointRule {
         scale: r.or("scale", 1.0, factor),
         offset: r.or("offset", 0.0, number),
         clamp: r.optional("clamp", range),
@@ -362,7 +378,7 @@ fn limits(
     data_type: Option<DataType>,
     bits: Option<BitRange>,
     length: Option<u16>,
-    rule: &Rule,
+    rule: &PointRule,
 ) -> Option<Limits> {
     let (min, max) = (r.optional("min", number), r.optional("max", number));
     let key = if r.has("min") { "min" } else { "max" };
@@ -392,7 +408,7 @@ fn limits(
 }
 
 /// What a point can hold, in engineering units.
-fn holds(data_type: DataType, bits: Option<BitRange>, length: Option<u16>, rule: &Rule) -> (f64, f64) {
+fn holds(data_type: DataType, bits: Option<BitRange>, length: Option<u16>, rule: &PointRule) -> (f64, f64) {
     let unsigned = |bits: u32| (0.0, 2f64.powi(bits as i32) - 1.0);
     let signed = |bits: i32| (-(2f64.powi(bits - 1)), 2f64.powi(bits - 1) - 1.0);
     let raw = match (bits, data_type) {

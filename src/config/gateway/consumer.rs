@@ -2,41 +2,45 @@
 
 use std::time::Duration;
 
-use crate::config::checked::{Consumer, Filter, LinkPolicy, Publish, Qos, QosSet, Replay, Window};
 use crate::config::reader::Reader;
 use crate::config::tree::{Item, Node};
 use crate::config::value::{boolean, choice, line, millis, size, unsigned};
 use crate::contract::Encoding;
-use crate::model::{Lane, is_unreserved};
+use crate::model::{Lane, Order, is_unreserved};
+use crate::northbound::{
+    ConsumerConfig, ConsumerKind, Filter, LinkPolicy, Pattern, PublishSet, Qos, QosSet, ReplayConfig, TimeWindow,
+    UplinkConfig,
+};
 
 const ENCODINGS: &[(&str, Encoding)] = &[("json", Encoding::Json), ("protobuf", Encoding::Protobuf)];
-const ORDERS: &[(&str, bool)] = &[("live-first", true), ("in-order", false)];
+const ORDERS: &[(&str, Order)] = &[("live-first", Order::LiveFirst), ("in-order", Order::InOrder)];
+/// Name of the embedded broker among the consumers.
+pub const LOCAL: &str = "local";
 const LANES: &[(&str, Lane)] = &[("critical", Lane::Critical), ("bulk", Lane::Bulk)];
 
 /// The embedded broker: it is never away, so it has no windows and no replay.
-pub(super) fn local(section: &Reader<'_>, root: &str) -> Consumer {
-    Consumer {
+pub(super) fn local(section: &Reader<'_>, root: &str) -> ConsumerConfig {
+    ConsumerConfig {
+        name: LOCAL.to_owned(),
+        kind: ConsumerKind::Local,
         encoding: section.or("encoding", Encoding::Json, choice(ENCODINGS)),
         root: root.to_owned(),
         publish: publish(&section.section("publish", "local.publish"), true),
         qos: qos_set(section, "local.qos"),
         filter: filter(&section.section("filter", "local.filter")),
         window: section.or("window", 200, unsigned(10..=1_000)),
-        replay: Replay {
-            live_first: true,
-            max_records: None,
-            max_bytes: None,
-            target_latency: Duration::from_millis(250),
-        },
-        link: LinkPolicy { windows: Vec::new(), daily_budget: None, critical_overrides: false },
+        replay: ReplayConfig::default(),
+        link: LinkPolicy::default(),
         resend_window: Duration::ZERO,
         requests: section.or("requests", true, boolean),
     }
 }
 
-/// Another broker; its root is read by the caller.
-pub(super) fn uplink(reader: &Reader<'_>, root: String) -> Consumer {
-    Consumer {
+/// Another broker; its name, its root and how it is reached are read by the caller.
+pub(super) fn uplink(reader: &Reader<'_>, name: String, root: String, reached: UplinkConfig) -> ConsumerConfig {
+    ConsumerConfig {
+        name,
+        kind: ConsumerKind::Uplink(reached),
         encoding: reader.or("encoding", Encoding::Json, choice(ENCODINGS)),
         root,
         publish: publish(&reader.section("publish", "uplink.publish"), false),
@@ -46,7 +50,7 @@ pub(super) fn uplink(reader: &Reader<'_>, root: String) -> Consumer {
         replay: replay(&reader.section("replay", "uplink.replay")),
         link: LinkPolicy {
             windows: reader.list("windows", window).unwrap_or_default(),
-            daily_budget: reader.optional("daily_budget", size(1 << 10..=1 << 50)),
+            daily_bytes: reader.optional("daily_budget", size(1 << 10..=1 << 50)),
             critical_overrides: reader.or("critical_overrides", false, boolean),
         },
         resend_window: reader.or("resend_window", Duration::ZERO, millis(0, 3_600_000)),
@@ -54,8 +58,8 @@ pub(super) fn uplink(reader: &Reader<'_>, root: String) -> Consumer {
     }
 }
 
-fn publish(section: &Reader<'_>, points: bool) -> Publish {
-    Publish {
+fn publish(section: &Reader<'_>, points: bool) -> PublishSet {
+    PublishSet {
         telemetry: section.or("telemetry", true, boolean),
         points: section.or("points", points, boolean),
         events: section.or("events", true, boolean),
@@ -102,17 +106,17 @@ fn filter(section: &Reader<'_>) -> Filter {
     }
 }
 
-fn pattern(item: &Item) -> Result<String, String> {
+fn pattern(item: &Item) -> Result<Pattern, String> {
     let text = line(64)(item)?;
     if text.chars().all(|c| is_unreserved(c) || c == '*' || c == '?') {
-        return Ok(text);
+        return Ok(Pattern::new(&text));
     }
     Err(format!("\"{text}\" is no pattern of ids; `*` stands for any characters, `?` for one, such as \"pump-*\""))
 }
 
-fn replay(section: &Reader<'_>) -> Replay {
-    Replay {
-        live_first: section.or("order", true, choice(ORDERS)),
+fn replay(section: &Reader<'_>) -> ReplayConfig {
+    ReplayConfig {
+        order: section.or("order", Order::LiveFirst, choice(ORDERS)),
         max_records: section.optional("max_records", unsigned(1..=1_000_000)),
         max_bytes: section.optional("max_bytes", size(1 << 10..=1 << 40)),
         target_latency: section.or("target_latency", Duration::from_millis(250), millis(10, 60_000)),
@@ -120,16 +124,6 @@ fn replay(section: &Reader<'_>) -> Replay {
 }
 
 /// `22:00-06:00`
-fn window(item: &Item) -> Result<Window, String> {
-    let text = line(20)(item)?;
-    let minutes = |part: &str| {
-        let (h, m) = part.trim().split_once(':')?;
-        let (h, m): (u16, u16) = (h.parse().ok()?, m.parse().ok()?);
-        (h < 24 && m < 60).then_some(h * 60 + m)
-    };
-    let read = || {
-        let (from, to) = text.split_once('-')?;
-        Some(Window { from: minutes(from)?, to: minutes(to)? })
-    };
-    read().ok_or_else(|| format!("\"{text}\" is no time of day; write from-to in UTC, such as \"22:00-06:00\""))
+fn window(item: &Item) -> Result<TimeWindow, String> {
+    line(20)(item)?.parse::<TimeWindow>().map_err(|e| e.to_string())
 }

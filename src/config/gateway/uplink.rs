@@ -1,26 +1,31 @@
 //! Reads `[[uplink]]`: other brokers that get what the store keeps.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{consumer, topic_root};
-use crate::config::checked::{ClientTls, Identity, MqttVersion, Server, Uplink};
+use crate::config::checked::{Identity, Uplink};
 use crate::config::problem::Place;
 use crate::config::reader::Reader;
 use crate::config::secret::twice;
 use crate::config::tree::Item;
 use crate::config::value::{boolean, choice, host_port, line, millis, size};
 use crate::model::is_unreserved;
+use crate::northbound::{ServerUrl, UplinkConfig, Version};
+use crate::security::ClientTlsFiles;
 
-const VERSIONS: &[(&str, MqttVersion)] = &[("3.1.1", MqttVersion::V4), ("5", MqttVersion::V5)];
+const VERSIONS: &[(&str, Version)] = &[("3.1.1", Version::V311), ("5", Version::V5)];
+/// The system's authorities on Debian and its kin.
+const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 pub(super) fn read(root: &Reader<'_>, gateway: &Identity, enrols: bool) -> Vec<Uplink> {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();
     let mut uplinks = Vec::new();
     for reader in root.tables("uplink", "uplink") {
         let Some(uplink) = uplink(&reader, gateway, enrols) else { continue };
-        if let Some(first) = seen.insert(uplink.name.clone(), reader.place("name").clone()) {
-            reader.error("name", twice("uplink", &uplink.name, &first));
+        if let Some(first) = seen.insert(uplink.consumer.name.clone(), reader.place("name").clone()) {
+            reader.error("name", twice("uplink", &uplink.consumer.name, &first));
         }
         uplinks.push(uplink);
     }
@@ -35,7 +40,7 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity, enrols: bool) -> Option<Uplin
         reader.context.error(reader.place("servers"), reader.key("servers"), text);
     }
     let encrypted = servers.iter().any(|s| s.tls);
-    let tls = client_tls(&reader.section("tls", "uplink.tls"), enrols);
+    let (tls, enrolled) = client_tls(&reader.section("tls", "uplink.tls"), enrols);
     if reader.has("tls") && !encrypted && !servers.is_empty() {
         reader.error("tls", "is set, but no server is spoken to over TLS; write mqtts:// in `servers`");
     }
@@ -50,22 +55,25 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity, enrols: bool) -> Option<Uplin
         reader.warn("password", "is sent readably to a server without TLS; write mqtts:// in `servers`");
     }
     let topics = reader.or("root", gateway.root.clone(), topic_root);
-    let uplink = Uplink {
-        name: String::new(),
+    let reached = UplinkConfig {
         servers,
-        version: reader.or("version", MqttVersion::V4, choice(VERSIONS)),
+        version: reader.or("version", Version::V311, choice(VERSIONS)),
         client_id: reader.optional("client_id", line(128)),
         user,
         password,
-        tls,
         keep_alive: reader.or("keep_alive", Duration::from_secs(20), millis(5_000, 3_600_000)),
         connect_timeout: reader.or("connect_timeout", Duration::from_secs(5), millis(1_000, 300_000)),
         reconnect_max: reader.or("reconnect_max", Duration::from_secs(4), millis(1_000, 600_000)),
         session_expiry: reader.or("session_expiry", Duration::from_secs(86_400), millis(0, 30 * 86_400_000)),
-        packet_size: reader.or("packet_size", 1 << 20, size(1 << 10..=256 << 20)),
-        consumer: consumer::uplink(reader, topics),
+        max_packet: reader.or("packet_size", 1 << 20, packet_size),
     };
-    Some(Uplink { name: name?, ..uplink })
+    // Every key is asked for, also when the name is missing.
+    let consumer = consumer::uplink(reader, name.clone().unwrap_or_default(), topics, reached);
+    name.map(|_| Uplink { consumer, tls: encrypted.then_some(tls), enrolled })
+}
+
+fn packet_size(item: &Item) -> Result<usize, String> {
+    size(1 << 10..=256 << 20)(item).map(|octets| usize::try_from(octets).unwrap_or(usize::MAX))
 }
 
 /// The name is part of file names in the store: an id, and not the embedded broker's.
@@ -80,7 +88,7 @@ fn name(item: &Item) -> Result<String, String> {
     Err(format!("\"{text}\" must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"))
 }
 
-fn server(item: &Item) -> Result<Server, String> {
+fn server(item: &Item) -> Result<ServerUrl, String> {
     let text = line(300)(item)?;
     let (tls, rest) = match text.split_once("://") {
         Some(("mqtt" | "tcp", rest)) => (false, rest),
@@ -94,10 +102,11 @@ fn server(item: &Item) -> Result<Server, String> {
     if tls && host.contains(':') {
         return Err(format!("\"{text}\": TLS verifies a host name or an IPv4 address; give the broker a name"));
     }
-    Ok(Server { tls, host, port })
+    Ok(ServerUrl { tls, host, port })
 }
 
-fn client_tls(section: &Reader<'_>, enrols: bool) -> ClientTls {
+/// Files, and whether the identity among them is the enrolled one.
+fn client_tls(section: &Reader<'_>, enrols: bool) -> (ClientTlsFiles, bool) {
     let enrolled = section.or("enrolled", false, boolean);
     if enrolled && !enrols {
         section.error("enrolled", "needs an [est] section: it says where the gateway gets its certificate");
@@ -110,7 +119,13 @@ fn client_tls(section: &Reader<'_>, enrols: bool) -> ClientTls {
         let there = if section.has("cert") { "cert" } else { "key" };
         section.error(there, "a client certificate needs both `cert` and `key`");
     }
-    ClientTls { ca, identity: cert.zip(key), enrolled, server_name: section.optional("server_name", server_name) }
+    let files = ClientTlsFiles {
+        ca: ca.unwrap_or_else(|| PathBuf::from(SYSTEM_CA)),
+        certificate: cert,
+        key,
+        server_name: section.optional("server_name", server_name),
+    };
+    (files, enrolled)
 }
 
 fn server_name(item: &Item) -> Result<String, String> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::contract::{telemetry, timestamp};
-use crate::model::{Batch, ClockTrust, DeviceId, Gap, GapReason, PointId, Quality, Sample, Stamp, Value};
+use crate::model::{Batch, ClockTrust, DeviceId, Gap, GapReason, PointId, Quality, Sample, Stamp, Uptime, Value};
 use crate::northbound::filter::Pattern;
 
 fn record(seq: Seq, device: &str, points: &[(&str, f64)]) -> Record {
@@ -13,7 +13,7 @@ fn record(seq: Seq, device: &str, points: &[(&str, f64)]) -> Record {
         at,
     };
     let batch = Batch { device: DeviceId::new(device).unwrap(), at, samples: points.iter().map(sample).collect() };
-    let payload = telemetry(&batch).encode_as(Encoding::Protobuf);
+    let payload = telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf);
     Record {
         lane: Lane::Bulk,
         seq,
@@ -188,4 +188,43 @@ fn a_damaged_record_is_an_error_and_leaves_no_half_messages() {
     let mut out = Vec::new();
     assert!(matches!(publisher.delivery(&live(broken), &mut out), Err(PublishError::Telemetry { seq: 3, .. })));
     assert_eq!(out, []);
+}
+
+#[test]
+fn stamps_from_before_the_clock_was_set_are_mended_and_order_does_not_change() {
+    let boot = crate::platform::clock::Boot { id: 5, origin_ms: 0 };
+    let early = |seq: Seq| {
+        let at = Stamp { wall_ms: 1_000 * seq as i64, mono_ns: seq * 1_000_000_000, trust: ClockTrust::Unsynchronised };
+        let sample = Sample {
+            point: PointId::new("n").unwrap(),
+            value: Some(Value::Uint(seq)),
+            quality: Quality::Good,
+            reason: None,
+            at,
+        };
+        let batch = Batch { device: DeviceId::new("pump").unwrap(), at, samples: vec![sample] };
+        let payload = telemetry(&batch, boot.uptime(at.mono_ns)).encode_as(Encoding::Protobuf);
+        Record { seq, ts_ms: at.wall_ms, payload, ..record(seq, "pump", &[]) }
+    };
+    let noon = 1_763_812_800_000;
+    let settings = Arc::new(ClockBook::default());
+    for encoding in [Encoding::Json, Encoding::Protobuf] {
+        let mut publisher = Publisher::new(&ConsumerConfig { encoding, ..ConsumerConfig::local("local", "r") });
+        publisher.set_clock_book(settings.clone());
+        for seq in [1, 2, 3] {
+            let known = seq > 1 || encoding == Encoding::Protobuf;
+            if known {
+                let now = Stamp { wall_ms: noon, mono_ns: 10_000_000_000, trust: ClockTrust::Synchronised };
+                settings.observe(boot, now);
+            }
+            let messages = run(&mut publisher, &live(early(seq)));
+            let got = v1::Telemetry::decode_as(encoding, &messages[0].payload).unwrap();
+            let right = if known { noon - 10_000 + 1_000 * seq as i64 } else { 1_000 * seq as i64 };
+            assert_eq!(got.time, Some(timestamp(right)), "{encoding:?} {seq}");
+            let trust = if known { v1::ClockTrust::Synchronised } else { v1::ClockTrust::Unsynchronised };
+            assert_eq!((got.mended, got.clock(), got.seq, got.uptime_ms), (known, trust, seq, 1_000 * seq));
+            let point = v1::Point::decode_as(encoding, &messages[1].payload).unwrap();
+            assert_eq!(point.time, Some(timestamp(right)));
+        }
+    }
 }

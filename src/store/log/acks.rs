@@ -44,6 +44,9 @@ pub(crate) struct Image {
     pub durable: Seq,
     /// Segments that end before this number are released.
     pub floor: Seq,
+    /// Base of the segment that is being filled, 0 when there is none. Written before the first record goes into it, so
+    /// that its file is missed when somebody deletes it.
+    pub filling: Seq,
     pub consumers: Vec<SavedConsumer>,
     pub holes: Vec<Hole>,
 }
@@ -60,7 +63,7 @@ pub(crate) struct SavedConsumer {
 fn encode(image: &Image, counter: u64) -> Vec<u8> {
     let mut out = vec![0; PREFIX];
     out.extend([u8::from(image.clean), image.consumers.len() as u8, image.holes.len() as u8, u8::from(image.degraded)]);
-    for number in [image.incarnation, image.next, image.reserved, image.durable, image.floor] {
+    for number in [image.incarnation, image.next, image.reserved, image.durable, image.floor, image.filling] {
         out.extend(number.to_le_bytes());
     }
     for consumer in &image.consumers {
@@ -124,10 +127,10 @@ fn decode(slot: &[u8]) -> Option<(u64, Image)> {
     let head = fields.bytes(4)?;
     let (clean, consumers, holes, degraded) = (head[0] != 0, head[1], head[2], head[3] != 0);
     let (incarnation, next, reserved) = (fields.u64()?, fields.u64()?, fields.u64()?);
-    let (durable, floor) = (fields.u64()?, fields.u64()?);
+    let (durable, floor, filling) = (fields.u64()?, fields.u64()?, fields.u64()?);
     let consumers = (0..consumers).map(|_| decode_consumer(&mut fields)).collect::<Option<_>>()?;
     let holes = (0..holes).map(|_| decode_hole(&mut fields)).collect::<Option<_>>()?;
-    Some((counter, Image { clean, degraded, incarnation, next, reserved, durable, floor, consumers, holes }))
+    Some((counter, Image { clean, degraded, incarnation, next, reserved, durable, floor, filling, consumers, holes }))
 }
 
 fn decode_consumer(fields: &mut Fields<'_>) -> Option<SavedConsumer> {
@@ -257,7 +260,7 @@ fn newest(file: &dyn File) -> io::Result<Option<(usize, u64, Image)>> {
 }
 
 const _: () =
-    assert!(PREFIX + 44 + MAX_CONSUMERS * (82 + 16 * MAX_RANGES) + MAX_HOLES * 41 <= SLOT, "a full slot must fit");
+    assert!(PREFIX + 52 + MAX_CONSUMERS * (82 + 16 * MAX_RANGES) + MAX_HOLES * 41 <= SLOT, "a full slot must fit");
 
 #[cfg(test)]
 mod tests {
@@ -276,6 +279,7 @@ mod tests {
             reserved: 100,
             durable: 40,
             floor: 2,
+            filling: 30,
             consumers: vec![SavedConsumer {
                 name: "uplink.a".into(),
                 cursor: 3,

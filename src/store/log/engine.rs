@@ -221,6 +221,8 @@ impl Engine {
         if lane.next <= lane.reserved {
             return Ok(());
         }
+        // The image names the next number: what comes before it must be in the file.
+        lane.flush();
         match lane.save_acks(false, SyncPoint::Reservation) {
             Ok(()) => Ok(()),
             Err(_) if lane.next < lane.reserved + EMERGENCY / 2 => Ok(()),

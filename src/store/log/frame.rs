@@ -14,6 +14,9 @@ pub(crate) const MAGIC: [u8; 2] = 0xF6D1u16.to_le_bytes();
 pub(crate) const VERSION: u8 = 1;
 /// Bytes before the payload.
 pub(crate) const HEADER: usize = 36;
+/// Zeros behind the last frame of a segment that is being filled, as far as there is room. Where they are missing, the
+/// last frame was damaged or torn, even in a recycled file, whose old frames follow.
+pub(crate) const GUARD: usize = HEADER;
 /// Longest payload in bytes.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
 

@@ -176,8 +176,12 @@ impl LaneLog {
         if active.out.is_empty() {
             return;
         }
-        let at = active.segment.end - active.out.len() as u64;
-        match active.file.write_at(&active.out, at) {
+        let (len, at) = (active.out.len(), active.segment.end - active.out.len() as u64);
+        let guard = active.segment.size.saturating_sub(active.segment.end).min(frame::GUARD as u64);
+        active.out.resize(len + guard as usize, 0);
+        let written = active.file.write_at(&active.out, at);
+        active.out.truncate(len);
+        match written {
             Ok(()) => {
                 active.out.clear();
                 self.commit.written = active.segment.last;
@@ -233,7 +237,18 @@ impl LaneLog {
         };
         self.counters.other_bytes += HEADER_LEN;
         self.active = Some(Active { segment, file, seed: frame::seed(self.lane, base), out: Vec::new() });
+        self.note_filling();
         Ok(())
+    }
+
+    /// Notes in the ack file which segment is being filled. It need not survive a power cut, which is told anyway; it
+    /// must survive the process. A sync of the slot that is under way then confirms nothing and is repeated.
+    fn note_filling(&mut self) {
+        self.commit.acks_dirty = true;
+        let image = self.image(false, self.reservation());
+        if let Err(error) = self.acks.write(&image) {
+            tracing::warn!(lane = self.lane.as_str(), %error, "cannot note the segment that is being filled, trying again");
+        }
     }
 
     /// Goes on with a segment found at opening.
@@ -328,6 +343,7 @@ impl LaneLog {
             reserved,
             durable: self.on_disk,
             floor: self.next_floor(),
+            filling: self.active.as_ref().map_or(0, |a| a.segment.base),
             consumers,
             holes: self.holes.to_list(),
         }

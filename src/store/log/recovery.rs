@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::acks::{self, AckFile, Image};
 use super::commit;
+use super::frame;
 use super::holes::{Hole, Holes};
 use super::lane::{Counters, EMERGENCY, Free, LaneLog, first_seq};
 use super::scan::{Found, Scanner};
@@ -28,8 +29,8 @@ pub(crate) struct Opened {
 pub(crate) struct Survey {
     /// Ranges that damage took, exactly.
     pub damaged: Vec<(Seq, Seq)>,
-    /// Something else than zeros follows the last frame.
-    pub dirty_tail: bool,
+    /// The frame behind the last intact one was torn or damaged.
+    pub torn: bool,
     /// Where the first frame begins that may not have been synced.
     pub unsure_from: Option<u64>,
 }
@@ -66,8 +67,8 @@ pub(crate) fn survey(
                 segment.end = at + frame.len as u64;
             }
             Found::Damage => segment.damaged = true,
-            Found::End { dirty, .. } => {
-                survey.dirty_tail = dirty;
+            Found::End { torn, .. } => {
+                survey.torn = torn;
                 return Ok(survey);
             }
         }
@@ -101,6 +102,26 @@ fn sort_out(dir: &Path, entries: Vec<Entry>) -> Files {
     files
 }
 
+impl Files {
+    /// Whether the segment that was being filled is not there.
+    fn misses(&self, filling: Seq) -> bool {
+        filling > 0 && !self.segments.iter().any(|&(base, _)| base == filling)
+    }
+}
+
+/// How a lane ends on the disk.
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    /// The last number found.
+    found: Seq,
+    /// There is no segment.
+    empty: bool,
+    /// The newest segment is there in the length that segments have: its end was not cut off.
+    whole: bool,
+    /// The last frame in it was torn or damaged.
+    torn: bool,
+}
+
 /// What is needed to open a lane.
 pub(crate) struct Opening<'a> {
     pub fs: &'a Arc<dyn FileSystem>,
@@ -114,7 +135,7 @@ pub(crate) struct Opening<'a> {
 impl Opening<'_> {
     /// Opens the lane. Fails only when the directory cannot be read or the ack file cannot be written.
     pub fn run(self) -> io::Result<Opened> {
-        let files = sort_out(&self.dir, self.fs.list(&self.dir)?);
+        let mut files = sort_out(&self.dir, self.fs.list(&self.dir)?);
         let found = AckFile::open(self.fs, &self.dir).unwrap_or_else(|error| {
             tracing::error!(lane = self.lane.as_str(), %error, "the ack file cannot be read");
             None
@@ -129,14 +150,24 @@ impl Opening<'_> {
         let (acks, saved) = found.map_or((None, Image::default()), |(file, image)| (Some(file), image));
         let mut holes = Holes::from_list(saved.holes.clone());
         let (mut sealed, tail, mut garbage) = self.segments(&files, &saved, &mut holes);
-        garbage.extend(files.leftovers);
+        garbage.append(&mut files.leftovers);
         if !saved.clean && !sealed.is_empty() {
             self.fs.sync_dir(&self.dir, SyncPoint::SegmentDirectory)?;
         }
         let generation = sealed.iter().map(|s| s.generation).max().unwrap_or(0) + 1;
         let found_last = sealed.back().map_or(0, |s| s.last);
-        let whole = files.segments.last().is_none_or(|(_, len)| *len == self.segment_bytes);
-        let next = self.continue_at(&saved, found_last, acks_lost, sealed.is_empty(), whole, &mut holes);
+        let ending = Ending {
+            found: found_last,
+            empty: sealed.is_empty(),
+            whole: files.segments.last().is_none_or(|(_, len)| *len == self.segment_bytes)
+                && !files.misses(saved.filling),
+            torn: tail.torn && sealed.back().is_some_and(|s| files.segments.last().is_some_and(|l| l.0 == s.base)),
+        };
+        let next = if acks_lost {
+            Self::continue_blindly(found_last, &mut holes)
+        } else {
+            self.continue_at(&saved, &ending, &mut holes)
+        };
         let resumed = self.resume(&mut sealed, tail, next);
 
         let acks = match acks {
@@ -321,21 +352,15 @@ impl Opening<'_> {
         }
     }
 
-    /// The next sequence number, and why the numbers before it are not there. `whole`: the newest file has the length
-    /// that segments have, so that its end was not cut off.
-    fn continue_at(
-        &self,
-        saved: &Image,
-        found: Seq,
-        acks_lost: bool,
-        empty: bool,
-        whole: bool,
-        holes: &mut Holes,
-    ) -> Seq {
-        if acks_lost {
-            holes.add(Hole::unused(found + 1, found + EMERGENCY));
-            return found + EMERGENCY + 1;
-        }
+    /// The next sequence number when nothing is known but what was found.
+    fn continue_blindly(found: Seq, holes: &mut Holes) -> Seq {
+        holes.add(Hole::unused(found + 1, found + EMERGENCY));
+        found + EMERGENCY + 1
+    }
+
+    /// The next sequence number, and why the numbers before it are not there.
+    fn continue_at(&self, saved: &Image, ending: &Ending, holes: &mut Holes) -> Seq {
+        let Ending { found, empty, .. } = *ending;
         if saved.clean {
             let next = saved.next.max(found + 1);
             self.lost_at_end(holes, found, next - 1, GapReason::Corruption, empty, saved);
@@ -349,24 +374,37 @@ impl Opening<'_> {
         self.lost_at_end(holes, found, saved.durable, GapReason::Corruption, empty, saved);
         let from = found.max(saved.durable) + 1;
         if from <= last_issued {
-            // A process that was killed left everything accepted in the page cache. Numbers that it had given out and
-            // not written yet may have been seen by consumers, so they are not used again. A file that was cut short is
-            // no such end: what it held is told as lost.
-            let hole = Hole::new(from, last_issued, GapReason::UnsyncedAtPowerLoss);
-            let killed = saved.incarnation == self.incarnation && !saved.degraded && whole;
-            let added = holes.add(if killed { Hole { records: 0, ..hole } } else { hole });
+            self.end_in_doubt(saved, ending, from, last_issued, holes);
+        }
+        let last_issued = last_issued.max(from - 1);
+        Self::continue_blindly(last_issued, holes)
+    }
+
+    /// Why the numbers `from..=to` behind the end of the log are not there, after an unclean stop.
+    fn end_in_doubt(&self, saved: &Image, ending: &Ending, from: Seq, to: Seq, holes: &mut Holes) {
+        let killed = saved.incarnation == self.incarnation && !saved.degraded;
+        if !killed || !ending.whole {
+            // How many of them had been accepted nothing on the disk can tell.
+            let added = holes.add(Hole::new(from, to, GapReason::UnsyncedAtPowerLoss));
             if added > 0 {
+                let cause = if killed { "the newest segment is missing or cut off" } else { "the power was cut" };
                 tracing::error!(
                     lane = self.lane.as_str(),
                     from,
-                    to = last_issued,
-                    "the power was cut; records accepted since the last sync are lost, at most these"
+                    to,
+                    "{cause}; records accepted since the last sync are lost, at most these"
                 );
             }
+            return;
         }
-        let last_issued = last_issued.max(from - 1);
-        holes.add(Hole::unused(last_issued + 1, last_issued + EMERGENCY));
-        last_issued + EMERGENCY + 1
+        // A process that was killed left everything accepted in the page cache: what the ack file knows and the log has
+        // not is damage, and so is a last frame that does not read.
+        let known = saved.next.saturating_sub(1).max(if ending.torn { ending.found + 1 } else { 0 }).min(to);
+        if from <= known {
+            self.lost_at_end(holes, from - 1, known, GapReason::Corruption, ending.empty, saved);
+        }
+        // Numbers that it had given out and not written yet may have been seen by consumers: they are not used again.
+        holes.add(Hole { records: 0, ..Hole::new(from, to, GapReason::UnsyncedAtPowerLoss) });
     }
 
     fn lost_at_end(&self, holes: &mut Holes, found: Seq, last: Seq, reason: GapReason, empty: bool, saved: &Image) {
@@ -400,10 +438,9 @@ impl Opening<'_> {
             return None;
         }
         let file = self.fs.open(&last.path, Open::ReadWrite).ok()?;
-        if tail.dirty_tail {
+        if tail.torn {
             tracing::warn!(segment = %last.path.display(), offset = last.end, "cut a torn end");
-            let zeros = vec![0; room as usize];
-            file.write_at(&zeros, last.end).ok()?;
+            file.write_at(&[0; frame::GUARD], last.end).ok()?;
         }
         let header = segment::encode_header(self.lane, last, false);
         file.write_at(&header, 0).ok()?;

@@ -23,8 +23,8 @@ pub(crate) enum Found {
     End {
         /// Where the last intact frame ended.
         at: u64,
-        /// Whether anything but zeros follows.
-        dirty: bool,
+        /// Whether anything but the [`frame::GUARD`] follows: a frame was torn or damaged here.
+        torn: bool,
     },
 }
 
@@ -67,7 +67,6 @@ impl Scanner {
             return Ok(Found::Frame(frame, at));
         }
         let stop = self.pos;
-        let mut dirty = false;
         let mut at = stop;
         while at < self.limit {
             let bytes = self.window(at, CHUNK)?;
@@ -75,7 +74,6 @@ impl Scanner {
                 at += bytes.len().max(1) as u64;
                 continue;
             };
-            dirty = true;
             let Some(found) = bytes[skip..].iter().position(|&b| b == frame::MAGIC[0]) else {
                 at += bytes.len() as u64;
                 continue;
@@ -87,7 +85,9 @@ impl Scanner {
             }
             at += 1;
         }
-        Ok(Found::End { at: stop, dirty })
+        let guard = self.window(stop, frame::GUARD)?;
+        let torn = guard.iter().take(frame::GUARD).any(|&b| b != 0);
+        Ok(Found::End { at: stop, torn })
     }
 
     /// The record of the frame that was found at `at` just now; `None` for a kind that this version does not know.
@@ -192,7 +192,7 @@ mod tests {
                     seqs.push(frame.seq);
                 }
                 Found::Damage => damages += 1,
-                Found::End { dirty, .. } => return (seqs, damages, dirty),
+                Found::End { torn, .. } => return (seqs, damages, torn),
             }
         }
     }
@@ -216,11 +216,11 @@ mod tests {
             bytes[hit] ^= 1 << bit;
             let victim = starts.iter().rposition(|&s| s <= hit).unwrap();
             bytes.resize(bytes.len() + zeros, 0);
-            let (seqs, damages, dirty) = scan(&bytes);
+            let (seqs, damages, torn) = scan(&bytes);
             let want: Vec<Seq> = (1..=lens.len() as u64).filter(|&s| s != victim as u64 + 1).collect();
             prop_assert_eq!(seqs, want);
             prop_assert_eq!(damages, usize::from(victim + 1 != lens.len()));
-            prop_assert_eq!(dirty, victim + 1 == lens.len());
+            prop_assert_eq!(torn, victim + 1 == lens.len());
         }
     }
 
@@ -229,9 +229,9 @@ mod tests {
         let (bytes, starts) = log(&[10, 0, 300, 5]);
         for len in 0..=bytes.len() {
             let whole = (1..=4).filter(|&n| starts.get(n).copied().unwrap_or(bytes.len()) <= len).count() as u64;
-            let (seqs, damages, dirty) = scan(&bytes[..len]);
+            let (seqs, damages, torn) = scan(&bytes[..len]);
             assert_eq!((seqs, damages), ((1..=whole).collect(), 0), "length {len}");
-            assert_eq!(dirty, whole < 4 && starts[whole as usize] < len, "length {len}");
+            assert_eq!(torn, whole < 4 && starts[whole as usize] < len, "length {len}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The calls of the interface.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use flate2::Compression;
@@ -9,7 +10,7 @@ use hyper::body::Bytes;
 use super::Generation;
 use super::core::{Call, Core};
 use super::faults::Fault;
-use super::records::{Device, Given, Status};
+use super::records::{Device, Given, Status, Wanted};
 use crate::margo::http::Answer;
 use crate::margo::schema::{self, Expected, Shape, is_device_id};
 use crate::margo::tools::now_millis;
@@ -171,7 +172,7 @@ impl Core {
             &Expected {
                 older: self.options.generation == Generation::Older,
                 deployment: &id,
-                components: wanted.document.components.iter().map(String::as_str).collect(),
+                components: expected_components(wanted, &body),
                 newest,
                 root: wanted.document.root(),
             },
@@ -199,6 +200,14 @@ impl Core {
         self.records.report(Status { number, client, deployment: id, device, adopted, state, body, at_ms });
         Answer::new(if is_new { 201 } else { 200 })
     }
+}
+
+/// The components of the content that the status is about: an earlier one when it names exactly those, else the present.
+fn expected_components<'a>(wanted: &'a Wanted, status: &serde_json::Value) -> Vec<&'a str> {
+    let items = status["components"].as_array().into_iter().flatten();
+    let named: BTreeSet<&str> = items.filter_map(|item| item["name"].as_str()).collect();
+    let about = wanted.earlier.iter().find(|names| names.iter().map(String::as_str).collect::<BTreeSet<_>>() == named);
+    about.unwrap_or(&wanted.document.components).iter().map(String::as_str).collect()
 }
 
 /// `If-None-Match` (RFC 9110, 13.1.2): a list, compared weakly.

@@ -213,8 +213,15 @@ impl Core {
 
     /// Sets what is wanted, and whose it is.
     pub fn want(&mut self, document: Document) {
-        let known = self.records.deployments.get(&document.id).map_or(0, |known| known.revision);
-        let wanted = Wanted { document, wanted: true, client: None, revision: known + 1 };
+        let (mut revision, mut earlier) = (1, Vec::new());
+        if let Some(known) = self.records.deployments.remove(&document.id) {
+            revision += known.revision;
+            earlier = known.earlier;
+            if known.document.components != document.components {
+                earlier.push(known.document.components);
+            }
+        }
+        let wanted = Wanted { document, wanted: true, client: None, revision, earlier };
         self.records.deployments.insert(wanted.document.id.clone(), wanted);
         self.assign();
     }

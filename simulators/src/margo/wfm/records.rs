@@ -81,6 +81,9 @@ pub struct Wanted {
     pub client: Option<String>,
     /// How often its content was set.
     pub revision: u64,
+    /// Names of the components of earlier contents: a status may still be about one of them.
+    #[serde(skip)]
+    pub earlier: Vec<Vec<String>>,
 }
 
 /// A manifest as it was given for the first time.
@@ -179,6 +182,13 @@ impl Records {
     pub fn state(&self, deployment: &str) -> Option<&str> {
         let newest = self.statuses.iter().rev().find(|one| one.deployment == deployment)?;
         Some(&newest.state)
+    }
+
+    /// Newest status of a deployment for each device that was named, in the order of the devices.
+    pub fn latest(&self, deployment: &str) -> Vec<&Status> {
+        let of_it = self.statuses.iter().filter(|one| one.deployment == deployment);
+        let by_device: BTreeMap<_, _> = of_it.map(|one| (one.device.as_deref(), one)).collect();
+        by_device.into_values().collect()
     }
 
     /// Ids of the devices of a client.

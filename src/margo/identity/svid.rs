@@ -1,0 +1,238 @@
+//! Whether a presented certificate is the SVID of one named peer. Every rule has a variant of [`SvidError`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::CertificateError;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::WebPkiClientVerifier;
+use x509_parser::extensions::GeneralName;
+use x509_parser::oid_registry as oid;
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::public_key::PublicKey;
+
+use super::bundle::TrustBundle;
+use super::spiffe::{SpiffeError, SpiffeId};
+
+/// Most certificates of a presented chain.
+const MAX_CHAIN: usize = 8;
+/// Shortest RSA key.
+const MIN_RSA_BITS: usize = 3_072;
+
+/// Which rule an SVID breaks. [`SvidError::code`] is stable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SvidError {
+    /// None, too many, or not readable.
+    #[error("the certificate cannot be read: {0}")]
+    Malformed(String),
+    /// None or several.
+    #[error("the certificate names {0} URIs; an SVID names exactly one")]
+    NotOneUri(usize),
+    /// No SPIFFE ID.
+    #[error("the certificate's URI is refused: {0}")]
+    Uri(#[from] SpiffeError),
+    /// Another trust domain.
+    #[error("the certificate is of trust domain {found}, ours is {wanted}")]
+    OtherDomain {
+        /// In the certificate.
+        found: String,
+        /// In our own SVID.
+        wanted: String,
+    },
+    /// Somebody else of our domain.
+    #[error("the certificate is that of {found}; our own SVID says that the fleet manager is {wanted}")]
+    OtherPeer {
+        /// In the certificate.
+        found: String,
+        /// From our own SVID.
+        wanted: String,
+    },
+    /// An authority must not be a peer.
+    #[error("the certificate is that of an authority (CA); an SVID must not be")]
+    Authority,
+    /// keyCertSign or cRLSign.
+    #[error("the certificate may sign {0}; an SVID must not")]
+    MaySign(&'static str),
+    /// The key is too weak or of an unknown kind.
+    #[error(
+        "the certificate's key is {0}; accepted are ECDSA P-256 and P-384, Ed25519 and RSA from {MIN_RSA_BITS} bits"
+    )]
+    Key(String),
+    /// Its end has passed.
+    #[error(
+        "a certificate of the chain has expired (ours is the clock that says {0}); compare the clocks, or renew it"
+    )]
+    Expired(i64),
+    /// Its start lies ahead.
+    #[error("a certificate of the chain is not valid yet (ours is the clock that says {0}); compare the clocks")]
+    NotYet(i64),
+    /// No path to an anchor.
+    #[error(
+        "no anchor of the trust bundle in force (sequence {sequence}, {anchors} anchors) vouches for the certificate"
+    )]
+    Untrusted {
+        /// Of the bundle.
+        sequence: u64,
+        /// In the bundle.
+        anchors: usize,
+    },
+    /// Extended key usage.
+    #[error("the certificate is not meant for this side of a TLS connection")]
+    WrongPurpose,
+}
+
+impl SvidError {
+    /// Stable name of the rule for machines.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::NotOneUri(_) => "not-one-uri",
+            Self::Uri(_) => "no-spiffe-id",
+            Self::OtherDomain { .. } => "other-trust-domain",
+            Self::OtherPeer { .. } => "other-peer",
+            Self::Authority => "authority",
+            Self::MaySign(_) => "may-sign",
+            Self::Key(_) => "weak-key",
+            Self::Expired(_) => "expired",
+            Self::NotYet(_) => "not-yet-valid",
+            Self::Untrusted { .. } => "untrusted",
+            Self::WrongPurpose => "wrong-purpose",
+        }
+    }
+}
+
+/// Which side of the connection the SVID stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Server,
+    Client,
+}
+
+/// Checks that `chain` (the leaf first) is the fleet manager's SVID `wanted` at `now` (Unix seconds).
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn verify_svid(
+    chain: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    wanted: &SpiffeId,
+    now: i64,
+) -> Result<(), SvidError> {
+    let found = check(chain, bundle, wanted.trust_domain(), now, Side::Server)?;
+    if found != *wanted {
+        return Err(SvidError::OtherPeer { found: found.to_string(), wanted: wanted.to_string() });
+    }
+    Ok(())
+}
+
+/// All rules but that of the name; gives the name.
+pub(super) fn check(
+    chain: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    domain: &str,
+    now: i64,
+    side: Side,
+) -> Result<SpiffeId, SvidError> {
+    if chain.len() > MAX_CHAIN {
+        return Err(SvidError::Malformed(format!("the chain has {} certificates", chain.len())));
+    }
+    let id = shape(chain)?;
+    if id.trust_domain() != domain {
+        return Err(SvidError::OtherDomain { found: id.trust_domain().to_owned(), wanted: domain.to_owned() });
+    }
+    for certificate in chain {
+        key(&parse(certificate)?)?;
+    }
+    anchored(chain, bundle, now, side)?;
+    Ok(id)
+}
+
+/// The rules that a leaf keeps whoever signed it and whenever; gives its name.
+pub(super) fn shape(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, SvidError> {
+    let leaf = chain.first().ok_or_else(|| SvidError::Malformed("there is none".to_owned()))?;
+    let leaf = parse(leaf)?;
+    let malformed = |error: x509_parser::error::X509Error| SvidError::Malformed(error.to_string());
+    let names = leaf.subject_alternative_name().map_err(malformed)?;
+    let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    let [uri] = uris[..] else { return Err(SvidError::NotOneUri(uris.len())) };
+    let id = SpiffeId::new(uri)?;
+    if leaf.basic_constraints().map_err(malformed)?.is_some_and(|extension| extension.value.ca) {
+        return Err(SvidError::Authority);
+    }
+    if let Some(usage) = leaf.key_usage().map_err(malformed)? {
+        if usage.value.key_cert_sign() {
+            return Err(SvidError::MaySign("certificates (keyCertSign)"));
+        }
+        if usage.value.crl_sign() {
+            return Err(SvidError::MaySign("revocation lists (cRLSign)"));
+        }
+    }
+    Ok(id)
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, SvidError> {
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|error| SvidError::Malformed(error.to_string()))?;
+    if rest.is_empty() { Ok(certificate) } else { Err(SvidError::Malformed("there are bytes behind it".to_owned())) }
+}
+
+fn key(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
+    let info = certificate.public_key();
+    if info.algorithm.algorithm == oid::OID_SIG_ED25519 {
+        return Ok(());
+    }
+    match info.parsed() {
+        Ok(PublicKey::RSA(rsa)) if rsa.key_size() >= MIN_RSA_BITS => Ok(()),
+        Ok(PublicKey::RSA(rsa)) => Err(SvidError::Key(format!("RSA with {} bits", rsa.key_size()))),
+        Ok(PublicKey::EC(_)) => {
+            let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok());
+            match curve {
+                Some(curve) if curve == oid::OID_EC_P256 || curve == oid::OID_NIST_EC_P384 => Ok(()),
+                other => {
+                    Err(SvidError::Key(format!("on curve {}", other.map_or("?".to_owned(), |c| c.to_id_string()))))
+                }
+            }
+        }
+        _ => Err(SvidError::Key(format!("of kind {}", info.algorithm.algorithm))),
+    }
+}
+
+fn anchored(chain: &[CertificateDer<'_>], bundle: &TrustBundle, now: i64, side: Side) -> Result<(), SvidError> {
+    let provider = rustls::crypto::ring::default_provider();
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(now.max(0).unsigned_abs()));
+    let (leaf, intermediates) = chain.split_first().ok_or_else(|| SvidError::Malformed("there is none".to_owned()))?;
+    let outcome = match side {
+        Side::Server => ParsedCertificate::try_from(leaf).and_then(|leaf| {
+            let algorithms = provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&leaf, bundle.roots(), intermediates, time, algorithms)
+        }),
+        Side::Client => WebPkiClientVerifier::builder_with_provider(bundle.roots().clone(), Arc::new(provider))
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))
+            .and_then(|verifier| verifier.verify_client_cert(leaf, intermediates, time).map(|_| ())),
+    };
+    outcome.map_err(|error| explain(&error, bundle, now))
+}
+
+fn explain(error: &rustls::Error, bundle: &TrustBundle, now: i64) -> SvidError {
+    use CertificateError as C;
+    let rustls::Error::InvalidCertificate(reason) = error else { return SvidError::Malformed(error.to_string()) };
+    match reason {
+        C::Expired | C::ExpiredContext { .. } => SvidError::Expired(now),
+        C::NotValidYet | C::NotValidYetContext { .. } => SvidError::NotYet(now),
+        C::InvalidPurpose | C::InvalidPurposeContext { .. } => SvidError::WrongPurpose,
+        C::UnknownIssuer | C::BadSignature => {
+            SvidError::Untrusted { sequence: bundle.sequence, anchors: bundle.anchors().len() }
+        }
+        other => SvidError::Malformed(format!("{other:?}")),
+    }
+}
