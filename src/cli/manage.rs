@@ -113,9 +113,6 @@ pub enum OnboardCommand {
     Decommission {
         #[command(flatten)]
         on: On,
-        /// Also stop delivering telemetry of theirs that is still stored.
-        #[arg(long)]
-        data: bool,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
@@ -239,17 +236,17 @@ pub async fn onboard(data_dir: &Path, command: OnboardCommand) -> Result<(), Cli
         }
         C::RevokeToken { id, json } => (v1::ManagementRequest { token: id, ..request("revoke-token") }, json),
         C::Grant { identity, role, json } => (v1::ManagementRequest { identity, role, ..request("grant") }, json),
-        C::Suspend(on) => return act(data_dir, "suspend", on, false).await,
-        C::Resume(on) => return act(data_dir, "resume", on, false).await,
-        C::Identify(on) => return act(data_dir, "identify", on, false).await,
-        C::SetClock(on) => return act(data_dir, "set-clock", on, false).await,
-        C::AcceptIdentity(on) => return act(data_dir, "accept-identity", on, false).await,
-        C::Replace(on) => return act(data_dir, "replace", on, false).await,
-        C::Cancel(on) => return act(data_dir, "cancel", on, false).await,
-        C::Readmit(on) => return act(data_dir, "readmit", on, false).await,
-        C::Decommission { on, data, yes } => {
+        C::Suspend(on) => return act(data_dir, "suspend", on).await,
+        C::Resume(on) => return act(data_dir, "resume", on).await,
+        C::Identify(on) => return act(data_dir, "identify", on).await,
+        C::SetClock(on) => return act(data_dir, "set-clock", on).await,
+        C::AcceptIdentity(on) => return act(data_dir, "accept-identity", on).await,
+        C::Replace(on) => return act(data_dir, "replace", on).await,
+        C::Cancel(on) => return act(data_dir, "cancel", on).await,
+        C::Readmit(on) => return act(data_dir, "readmit", on).await,
+        C::Decommission { on, yes } => {
             confirm(yes, &format!("End the life of {} here? This cannot be undone", on.devices))?;
-            return act(data_dir, "decommission", on, data).await;
+            return act(data_dir, "decommission", on).await;
         }
     };
     let result = manage(data_dir, SocketAsk::Manage(Box::new(request))).await?;
@@ -262,7 +259,7 @@ pub async fn onboard(data_dir: &Path, command: OnboardCommand) -> Result<(), Cli
 }
 
 /// An action on devices: `approve`, `reject` and those of `onboard`.
-pub async fn act(data_dir: &Path, action: &str, on: On, erase_data: bool) -> Result<(), CliError> {
+pub async fn act(data_dir: &Path, action: &str, on: On) -> Result<(), CliError> {
     let On { devices, reason, fingerprint, profile, json } = on;
     let request = v1::ManagementRequest {
         action: action.to_owned(),
@@ -270,7 +267,6 @@ pub async fn act(data_dir: &Path, action: &str, on: On, erase_data: bool) -> Res
         reason,
         fingerprint,
         profile,
-        erase_data,
         ..Default::default()
     };
     report(&manage(data_dir, SocketAsk::Manage(Box::new(request))).await?, json)
