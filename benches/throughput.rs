@@ -4,8 +4,8 @@
 //! cargo build --release && cargo bench --bench throughput
 //! ```
 //! This process plays the devices (Modbus TCP servers) and the subscriber; the gateway is the release binary as a child
-//! process with its durable log on, and only its CPU time (`/proc/PID/stat`) is counted.
-//! `FIELDGATE_BENCH_SECONDS` (default 10) sets the length of each row.
+//! process with its durable log on, and only its CPU time (`/proc/PID/task/*/schedstat`) is counted.
+//! `FIELDGATE_BENCH_SECONDS` (default 10) sets the length of each row, `FIELDGATE_BENCH_BINARY` another gateway.
 #![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 use std::collections::HashMap;
@@ -132,7 +132,8 @@ fn percentile(sorted: &mut [f64], p: f64) -> f64 {
 }
 
 fn binary() -> Outcome<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/fieldgate");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/fieldgate");
+    let path = std::env::var_os("FIELDGATE_BENCH_BINARY").map_or(built, PathBuf::from);
     if path.exists() { Ok(path) } else { Err("build the gateway first: cargo build --release".into()) }
 }
 
@@ -168,11 +169,14 @@ fn write_configuration(directory: &Path, port: u16, plcs: &[u16], row: &Row) -> 
 struct Gateway(Child);
 
 impl Gateway {
+    /// All threads' time on a core, in nanoseconds' resolution: `/proc/PID/stat` counts hundredths of a second.
     fn cpu_seconds(&self) -> Outcome<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        Ok(ticks / 100.0)
+        let mut nanos = 0.0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
+            let figures = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            nanos += figures.split_whitespace().next().ok_or("an empty schedstat")?.parse::<f64>()?;
+        }
+        Ok(nanos / 1e9)
     }
 
     fn rss_mib(&self) -> Outcome<f64> {

@@ -165,7 +165,7 @@ impl DevicePipeline {
                 self.push(index, value, quality, reason, stamp, at, &mut full);
             }
         }
-        if self.limits.max_delay.is_zero() || self.is_due(at.mono_ns) {
+        if self.is_due(at.mono_ns) {
             full.extend(self.close(at));
         }
         full
@@ -178,10 +178,16 @@ impl DevicePipeline {
             let Some(value) = self.filters[index].goes_stale(&self.rules[index], now.mono_ns) else { continue };
             self.push(index, value, Quality::Uncertain, Some(Reason::Stale), now, now, &mut full);
         }
-        if !self.pending.is_empty() && (self.limits.max_delay.is_zero() || self.is_due(now.mono_ns)) {
+        if self.is_due(now.mono_ns) {
             full.extend(self.close(now));
         }
         full
+    }
+
+    /// When the batch that is being filled must be closed by [`DevicePipeline::tick`], on the monotonic clock.
+    pub fn due_ns(&self) -> Option<u64> {
+        let waits = !self.pending.is_empty();
+        waits.then(|| self.pending_since_ns.saturating_add(self.limits.max_delay.as_nanos() as u64))
     }
 
     /// The part of this pipeline that writes need; cheap to clone and to share.
@@ -212,7 +218,7 @@ impl DevicePipeline {
     }
 
     fn is_due(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.pending_since_ns) >= self.limits.max_delay.as_nanos() as u64
+        self.due_ns().is_some_and(|due| now_ns >= due)
     }
 
     fn close(&mut self, at: Stamp) -> Option<Batch> {

@@ -122,6 +122,20 @@ impl Store {
         self.inbox.append(records, false).await
     }
 
+    /// Hands records to the log in order without waiting until they are in it; waits only while 1 MiB of a lane is on its
+    /// way. What the disk then refuses is counted and told as a gap, as for every record.
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`] and [`AppendError::Closed`]; nothing of `records` is kept then.
+    pub async fn offer(&self, records: Vec<NewRecord>) -> Result<(), AppendError> {
+        self.inbox.hand_over(records, false).await.map(drop)
+    }
+
+    /// Resolves when everything that was offered before has been dealt with.
+    pub async fn drained(&self) -> Result<(), Closed> {
+        self.inbox.drained().await
+    }
+
     /// Like [`Store::append`], but returns after the commit that makes the records survive a power cut.
     ///
     /// # Errors

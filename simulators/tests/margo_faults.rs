@@ -141,10 +141,10 @@ async fn bundles_that_hold_something_else() {
         assert_eq!(found.len(), count, "{fault:?}");
         assert_ne!(found, right, "{fault:?}");
     }
-    wfm.inject(Rule::from(Fault::Bomb { mebibytes: 16 }).times(1));
+    wfm.inject(Rule::from(Fault::Bomb { mebibytes: 4 }).times(1));
     let bomb = artifact(&caller, &manifest(&caller).await["bundle"]).await;
     assert!(bomb.len() < 64 * 1024);
-    assert!(std::io::copy(&mut GzDecoder::new(&bomb[..]), &mut std::io::sink()).unwrap() > 16 << 20);
+    assert!(std::io::copy(&mut GzDecoder::new(&bomb[..]), &mut std::io::sink()).unwrap() > 4 << 20);
     wfm.inject(Rule::from(Fault::BundleGarbage).times(1));
     let garbage = artifact(&caller, &manifest(&caller).await["bundle"]).await;
     assert!(GzDecoder::new(&garbage[..]).read_to_end(&mut Vec::new()).is_err());

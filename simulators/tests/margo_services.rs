@@ -204,6 +204,7 @@ async fn the_page_and_the_control_api_drive_everything() {
     control.plain("DELETE", "/api/faults", &[], b"").await.unwrap();
     assert_eq!(client.get("/api/v1/deployments", &[MANIFEST]).await.status, 200);
     assert_eq!(post("/api/faults", json!({ "fault": "no-such-fault" })).await.status, 422);
+    assert_eq!(post("/api/faults", json!({ "fault": "retired", "tmies": 1 })).await.status, 422);
 
     assert_eq!(post("/api/down", json!({ "down": "refused" })).await.status, 200);
     assert!(client.call("GET", "/api/v1/deployments", &[MANIFEST], b"").await.is_err());

@@ -302,3 +302,23 @@ async fn openssl_agrees_that_the_chains_hold() {
     std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(held, [true, false, false, false, false]);
 }
+
+#[tokio::test]
+async fn a_target_may_be_every_child_and_each_reports_for_itself() {
+    let (wfm, _, caller) = start(|_| ()).await;
+    let id = wfm.deploy(recipe("gw/*")).unwrap();
+    assert_eq!(caller.get("/api/v1/deployments", &[MANIFEST]).await.json()["manifestVersion"], 1, "whose is it?");
+    for device in ["gw", "gw/a", "gw/b"] {
+        report(&caller, device).await;
+    }
+    let manifest = caller.get("/api/v1/deployments", &[MANIFEST]).await.json();
+    let yaml = caller.get(manifest["deployments"][0]["url"].as_str().unwrap(), &[]).await.body;
+    assert!(String::from_utf8(yaml).unwrap().contains("deviceId: \"gw/*\""));
+    let path = format!("/api/v1/deployments/{id}/status");
+    assert_eq!(caller.send("POST", &path, &status(&id, "gw/a", 2, "installed")).await.status, 201);
+    assert_eq!(caller.send("POST", &path, &status(&id, "gw/b", 2, "installing")).await.status, 201);
+    let states = wfm.with(|seen| seen.latest(&id).iter().map(|one| one.state.clone()).collect::<Vec<_>>());
+    assert_eq!(states, ["installed", "installing"]);
+    let elsewhere = caller.send("POST", &path, &status(&id, "other/a", 2, "installed")).await;
+    assert_eq!(elsewhere.status, 422);
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::devices::DeviceDesk;
@@ -25,8 +25,10 @@ use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
 
 /// Updates taken from the queue at once; their records go to the store together.
 const BURST: usize = 64;
-/// How often stale values and waiting batches are looked at.
-const TICK: Duration = Duration::from_millis(100);
+/// How often stale values are looked for.
+const STALE: Duration = Duration::from_millis(500);
+/// Batches that are due within this time are closed together.
+const SLACK: Duration = Duration::from_millis(10);
 
 /// Changes that a reload makes while samples keep flowing.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub struct Ingest {
     watcher: Watcher,
     clock: SharedClock,
     stats: Arc<IngestStats>,
+    /// When the first of the batches being filled is due, on the monotonic clock.
+    due_ns: Option<u64>,
 }
 
 impl Ingest {
@@ -76,7 +80,7 @@ impl Ingest {
         stats: Arc<IngestStats>,
     ) -> Self {
         let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
-        Self { pipelines, store, latest, desk, watcher, clock, stats }
+        Self { pipelines, store, latest, desk, watcher, clock, stats, due_ns: None }
     }
 
     /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
@@ -86,11 +90,11 @@ impl Ingest {
         mut control: mpsc::Receiver<Control>,
         stop: CancellationToken,
     ) -> Result<(), String> {
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stale_at = Instant::now() + STALE;
         let mut burst = Vec::with_capacity(BURST);
         loop {
             self.stats.beats.fetch_add(1, Ordering::Relaxed);
+            let look_at = self.due_in().map_or(stale_at, |due| stale_at.min(Instant::now() + due + SLACK));
             let batches = tokio::select! {
                 biased;
                 Some(change) = control.recv() => {
@@ -118,12 +122,16 @@ impl Ingest {
                     }
                     batches
                 }
-                _ = ticks.tick() => self.tick(),
+                () = sleep_until(look_at) => {
+                    stale_at = Instant::now() + STALE;
+                    self.tick()
+                }
             };
             self.keep(batches).await?;
         }
         let rest = self.tick();
-        self.keep(rest).await
+        self.keep(rest).await?;
+        self.store.drained().await.map_err(|error| format!("append telemetry: {error}"))
     }
 
     async fn update(&mut self, update: Update) -> Result<Vec<Batch>, String> {
@@ -153,12 +161,20 @@ impl Ingest {
         });
         self.watcher.scan(pipeline.device(), observed);
         let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
-        pipeline.scan(inputs, scan.at)
+        let batches = pipeline.scan(inputs, scan.at);
+        self.due_ns = self.due_ns.into_iter().chain(pipeline.due_ns()).min();
+        batches
+    }
+
+    fn due_in(&self) -> Option<Duration> {
+        self.due_ns.map(|due| Duration::from_nanos(due.saturating_sub(self.clock.now().mono_ns)))
     }
 
     fn tick(&mut self) -> Vec<Batch> {
         let now = self.clock.now();
-        self.pipelines.values_mut().flat_map(|p| p.tick(now)).collect()
+        let batches = self.pipelines.values_mut().flat_map(|p| p.tick(now)).collect();
+        self.due_ns = self.pipelines.values().filter_map(DevicePipeline::due_ns).min();
+        batches
     }
 
     fn change(&mut self, change: Control) -> Vec<Batch> {
@@ -187,15 +203,13 @@ impl Ingest {
             telemetry_records(&batch, boot, &mut records);
             self.latest.batch(&batch);
         }
-        match self.store.append(records).await {
-            Ok(_) => Ok(()),
-            Err(error @ AppendError::Closed) => Err(format!("append telemetry: {error}")),
+        // Not awaited until it is in the log: the store keeps the order, and what a failing disk costs it tells as a gap.
+        match self.store.offer(records).await {
             Err(error @ AppendError::TooLarge { .. }) => {
                 tracing::error!(%error, "telemetry was lost");
                 Ok(())
             }
-            // The store counts what a failing disk costs and says so as a gap.
-            Err(AppendError::Disk(_) | AppendError::Lost(_)) => Ok(()),
+            outcome => outcome.map_err(|error| format!("append telemetry: {error}")),
         }
     }
 }

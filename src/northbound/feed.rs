@@ -24,8 +24,9 @@ const LIVE_RUN: u32 = 8;
 const QUIET_TURNS: u32 = 20;
 /// How often a backlog that counts as drained is looked at again while the store says that something is pending.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// How long confirmations wait for a read that is under way: longer than [`BACKLOG_WAIT`].
-const PATIENCE: Duration = Duration::from_millis(60);
+/// How long confirmations wait for a read that is under way: longer than [`BACKLOG_WAIT`], and so long that while values
+/// flow at all the next ones bring them along instead of a timer.
+const PATIENCE: Duration = Duration::from_millis(150);
 /// Commands that may wait.
 const COMMANDS: usize = 64;
 /// How often the depth is looked up.

@@ -185,7 +185,7 @@ impl Consumer {
     pub fn ack(&self, lane: Lane, first: Seq, last: Seq) {
         let last = last.min(self.tail.next(lane) - 1);
         self.shared.lanes()[lane as usize].settle(first, last);
-        self.inbox.acked();
+        self.inbox.acked((last + 1).saturating_sub(first));
     }
 
     /// How far behind. `records` and `lost` are exact, the rest is an estimate renewed twice a second.

@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::error::{AppendError, Closed, ConsumerError};
-use super::log::commit::Job;
+use super::log::commit::{ACK_WRITE, Job};
 use super::log::frame::MAX_PAYLOAD;
 use super::log::progress::{ConsumerShared, Offer};
 use super::log::tail::Tail;
@@ -25,6 +25,9 @@ const CONTROLS: usize = 64;
 
 /// A registered consumer and the rings that it reads first.
 pub(crate) type Registration = Result<(Arc<ConsumerShared>, Arc<Tail>), ConsumerError>;
+
+/// What becomes of records handed over: the number of the last one.
+pub(crate) type Answer = oneshot::Receiver<Result<Seq, AppendError>>;
 
 /// A question to the engine.
 #[derive(Debug)]
@@ -75,6 +78,8 @@ pub(crate) struct Queues {
     /// By lane.
     pub appends: [VecDeque<Append>; 2],
     pub done: Option<Job>,
+    /// Whether the engine wants to be woken when a job is done.
+    awaits_job: bool,
     closed: bool,
 }
 
@@ -85,7 +90,8 @@ pub(crate) struct Inbox {
     wake: Condvar,
     room: [Arc<Semaphore>; 2],
     controls: Arc<Semaphore>,
-    acked: AtomicBool,
+    /// Acknowledgements since the engine looked last.
+    acked: AtomicU64,
 }
 
 impl Inbox {
@@ -96,7 +102,7 @@ impl Inbox {
             wake: Condvar::new(),
             room: [room(), room()],
             controls: Arc::new(Semaphore::new(CONTROLS)),
-            acked: AtomicBool::new(false),
+            acked: AtomicU64::new(0),
         }
     }
 
@@ -106,36 +112,34 @@ impl Inbox {
 
     /// Adds records to their lanes; see [`super::Store::append`].
     pub async fn append(&self, records: Vec<NewRecord>, synced: bool) -> Result<Seq, AppendError> {
-        if let Some(large) = records.iter().find(|r| r.payload.len() > MAX_PAYLOAD) {
-            return Err(AppendError::TooLarge { len: large.payload.len(), max: MAX_PAYLOAD });
-        }
         let Some(last_lane) = records.last().map(|r| r.lane) else { return Ok(0) };
-        let (critical, bulk) = if records.iter().all(|r| r.lane == last_lane) {
-            let split = if last_lane == Lane::Critical { (records, Vec::new()) } else { (Vec::new(), records) };
-            (split.0, split.1)
-        } else {
-            records.into_iter().partition(|r| r.lane == Lane::Critical)
-        };
-        let mut replies = Vec::with_capacity(2);
-        for (lane, records) in [(Lane::Critical, critical), (Lane::Bulk, bulk)] {
-            if !records.is_empty() {
-                replies.push((lane, self.enqueue(lane, records, synced).await?));
-            }
-        }
         let mut last = 0;
-        for (lane, reply) in replies {
+        for (lane, reply) in self.hand_over(records, synced).await? {
             let seq = reply.await.map_err(|_| AppendError::Closed)??;
             last = if lane == last_lane { seq } else { last };
         }
         Ok(last)
     }
 
-    async fn enqueue(
-        &self,
-        lane: Lane,
-        records: Vec<NewRecord>,
-        synced: bool,
-    ) -> Result<oneshot::Receiver<Result<Seq, AppendError>>, AppendError> {
+    /// Hands records to the engine, by lane, with the answer of each lane to come; waits for room only.
+    pub async fn hand_over(&self, records: Vec<NewRecord>, synced: bool) -> Result<Vec<(Lane, Answer)>, AppendError> {
+        if let Some(large) = records.iter().find(|r| r.payload.len() > MAX_PAYLOAD) {
+            return Err(AppendError::TooLarge { len: large.payload.len(), max: MAX_PAYLOAD });
+        }
+        let (critical, bulk): (Vec<_>, Vec<_>) = match records.first().map(|r| r.lane) {
+            Some(Lane::Bulk) if records.iter().all(|r| r.lane == Lane::Bulk) => (Vec::new(), records),
+            _ => records.into_iter().partition(|r| r.lane == Lane::Critical),
+        };
+        let mut answers = Vec::with_capacity(2);
+        for (lane, records) in [(Lane::Critical, critical), (Lane::Bulk, bulk)] {
+            if !records.is_empty() {
+                answers.push((lane, self.enqueue(lane, records, synced).await?));
+            }
+        }
+        Ok(answers)
+    }
+
+    async fn enqueue(&self, lane: Lane, records: Vec<NewRecord>, synced: bool) -> Result<Answer, AppendError> {
         let bytes: usize = records.iter().map(|r| r.payload.len() + OVERHEAD).sum();
         let permits = bytes.min(APPEND_BYTES) as u32;
         let room =
@@ -167,47 +171,57 @@ impl Inbox {
         answer.await.map_err(|_| Closed)
     }
 
-    /// A job is done.
+    /// A job is done. Wakes the engine only if it waits for that; otherwise it sees it when it looks next.
     pub fn done(&self, job: Job) {
-        self.queues().done = Some(job);
-        self.wake.notify_one();
+        let mut queues = self.queues();
+        queues.done = Some(job);
+        let wake = queues.awaits_job;
+        drop(queues);
+        if wake {
+            self.wake.notify_one();
+        }
     }
 
-    /// A consumer has acknowledged something. Wakes the engine once until it has looked.
-    pub fn acked(&self) {
-        if !self.acked.swap(true, Ordering::AcqRel) {
-            // The lock orders this before a wait that has checked the mark already.
+    /// A consumer has acknowledged `count` records. Wakes the engine when they are worth writing down; it looks by itself
+    /// some time after it handed records out.
+    pub fn acked(&self, count: u64) {
+        let before = self.acked.fetch_add(count, Ordering::AcqRel);
+        if before < ACK_WRITE && before.saturating_add(count) >= ACK_WRITE {
+            // The lock orders this before a wait that has checked the number already.
             drop(self.queues());
             self.wake.notify_one();
         }
     }
 
-    /// Whether something was acknowledged; asks to be woken again.
-    pub fn take_acked(&self) -> bool {
-        self.acked.swap(false, Ordering::AcqRel)
-    }
-
-    /// Whether something was acknowledged since [`Inbox::take_acked`].
-    pub fn is_acked(&self) -> bool {
-        self.acked.load(Ordering::Acquire)
-    }
-
-    /// Waits for something to do, at most so long. With `lanes` says which lanes' appends are wanted.
-    pub fn wait(&self, at_most: Duration, lanes: [bool; 2], look_at_acks: bool) -> Queues {
+    /// Waits for something to do, at most so long: a question, appends to the `lanes` that are wanted, many
+    /// acknowledgements, and, with `job`, a job that is done.
+    pub fn wait(&self, at_most: Duration, lanes: [bool; 2], job: bool) -> Queues {
         let idle = |q: &mut Queues| {
             let appends = (0..2).any(|i| lanes[i] && !q.appends[i].is_empty());
-            let acks = look_at_acks && self.acked.load(Ordering::Acquire);
-            q.controls.is_empty() && q.done.is_none() && !appends && !acks
+            let acks = self.acked.load(Ordering::Acquire) >= ACK_WRITE;
+            let done = job && q.done.is_some();
+            q.controls.is_empty() && !done && !appends && !acks
         };
-        let guard = self.queues();
+        let mut guard = self.queues();
+        guard.awaits_job = job;
         let (mut queues, _) =
             self.wake.wait_timeout_while(guard, at_most, idle).unwrap_or_else(PoisonError::into_inner);
+        queues.awaits_job = false;
+        self.acked.store(0, Ordering::Release);
         let mut taken =
             Queues { controls: std::mem::take(&mut queues.controls), done: queues.done.take(), ..Queues::default() };
         for i in (0..2).filter(|&i| lanes[i]) {
             taken.appends[i] = std::mem::take(&mut queues.appends[i]);
         }
         taken
+    }
+
+    /// Resolves when every append that was enqueued before has been dealt with.
+    pub async fn drained(&self) -> Result<(), Closed> {
+        for room in &self.room {
+            drop(room.acquire_many(APPEND_BYTES as u32).await.map_err(|_| Closed)?);
+        }
+        Ok(())
     }
 
     /// Takes no more; what waits is dropped and its callers find the store closed.

@@ -17,7 +17,7 @@ use super::config::{Config, SyncPolicy};
 use super::error::{AppendError, ConsumerError, OpenError};
 use super::fs::FileSystem;
 use super::inbox::{Append, Control, Inbox, Queues};
-use super::log::commit::Job;
+use super::log::commit::{ACK_WRITE_NS, Job};
 use super::log::engine::{Engine, Refusal};
 use super::stats::Stats;
 use crate::model::{Lane, Seq};
@@ -26,8 +26,8 @@ use std::sync::atomic::Ordering;
 
 /// How often the housekeeping is done and the figures are renewed.
 const TIDY: Duration = Duration::from_millis(500);
-/// How often the engine looks at acknowledgements while they come.
-const ACK_LOOK: Duration = Duration::from_millis(10);
+/// How long after records were handed out the engine looks what was acknowledged, unless much is before.
+const ACK_LOOK: Duration = Duration::from_nanos(ACK_WRITE_NS);
 /// How often an append that the quota holds back is tried again.
 const PARKED: Duration = Duration::from_millis(20);
 /// Records taken in one turn, so that live data is handed on in between.
@@ -123,20 +123,23 @@ struct Shell {
 impl Shell {
     fn run(mut self) {
         let mut tidy_at = Duration::ZERO;
-        let mut acks_at = Duration::ZERO;
+        let mut look_at = None;
         loop {
-            let now = self.origin.elapsed();
             let lanes = Lane::ALL.map(|l| self.parked[l as usize].is_empty() && !self.engine.is_congested(l));
-            let at_most = self.patience(now, tidy_at, acks_at);
-            let Queues { controls, appends, done, .. } = self.take(at_most, lanes, now >= acks_at);
+            let now = self.origin.elapsed();
+            let overdue = self.engine.deadline().is_some_and(|at| at <= nanos(now));
+            let job = self.in_flight && (overdue || !self.waiting.is_empty() || lanes != [true; 2]);
+            let Queues { controls, appends, done, .. } =
+                self.inbox.wait(self.patience(now, tidy_at, look_at), lanes, job);
 
             let now = self.origin.elapsed();
-            if now >= acks_at && self.inbox.take_acked() {
-                acks_at = now + ACK_LOOK;
-            }
             if let Some(job) = done {
                 self.in_flight = false;
                 self.engine.finish_job(job, nanos(now));
+            }
+            look_at = look_at.filter(|at| *at > now);
+            if !controls.is_empty() || appends.iter().any(|queue| !queue.is_empty()) {
+                look_at = look_at.or(Some(now + ACK_LOOK));
             }
             for (i, queue) in appends.into_iter().enumerate() {
                 self.parked[i].extend(queue);
@@ -157,24 +160,12 @@ impl Shell {
         }
     }
 
-    fn take(&self, at_most: Duration, lanes: [bool; 2], look_at_acks: bool) -> Queues {
-        self.inbox.wait(at_most, lanes, look_at_acks)
-    }
-
-    fn patience(&self, now: Duration, tidy_at: Duration, acks_at: Duration) -> Duration {
-        let mut until = tidy_at;
-        if !self.in_flight
-            && let Some(at) = self.engine.deadline()
-        {
-            until = until.min(Duration::from_nanos(at));
-        }
-        if self.inbox.is_acked() {
-            until = until.min(acks_at);
-        }
-        if self.parked.iter().any(|p| !p.is_empty()) {
-            until = until.min(now + PARKED);
-        }
-        until.saturating_sub(now)
+    /// How long nothing is to do. A deadline that has passed while a job runs waits for that job.
+    fn patience(&self, now: Duration, tidy_at: Duration, look_at: Option<Duration>) -> Duration {
+        let deadline = self.engine.deadline().map(Duration::from_nanos).filter(|at| !self.in_flight || *at > now);
+        let parked = self.parked.iter().any(|p| !p.is_empty()).then(|| now + PARKED);
+        let until = [Some(tidy_at), deadline, look_at, parked].into_iter().flatten().min();
+        until.unwrap_or(tidy_at).saturating_sub(now)
     }
 
     /// Adds what waits, as far as the engine takes it, then flushes and answers.
@@ -299,7 +290,7 @@ impl Shell {
     fn close(mut self, reply: Option<oneshot::Sender<io::Result<()>>>) {
         self.inbox.close();
         while self.in_flight {
-            let queues = self.take(TIDY, [false; 2], false);
+            let queues = self.inbox.wait(TIDY, [false; 2], true);
             if let Some(job) = queues.done {
                 self.in_flight = false;
                 self.engine.finish_job(job, nanos(self.origin.elapsed()));

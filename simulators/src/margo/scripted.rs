@@ -1,16 +1,43 @@
 //! Faults that happen so often, for the simpler services.
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 
 /// A fault and how often it happens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Times<F> {
     /// What goes wrong.
     #[serde(flatten)]
     pub fault: F,
     /// How often; none until it is cleared.
-    #[serde(default = "Option::default")]
     pub times: Option<u32>,
+}
+
+impl<'de, F: Serialize + DeserializeOwned> Deserialize<'de> for Times<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut fields = Map::deserialize(deserializer)?;
+        let times = field(&mut fields, "times").map_err(Error::custom)?;
+        Ok(Self { fault: strict(fields).map_err(Error::custom)?, times })
+    }
+}
+
+/// Takes one field out; its default when it is not there.
+pub(crate) fn field<T: DeserializeOwned + Default>(
+    fields: &mut Map<String, Value>,
+    name: &str,
+) -> Result<T, serde_json::Error> {
+    fields.remove(name).map_or_else(|| Ok(T::default()), serde_json::from_value)
+}
+
+/// A fault of exactly these fields: one that is misspelt would otherwise be a fault that nobody meant.
+pub(crate) fn strict<F: Serialize + DeserializeOwned>(fields: Map<String, Value>) -> Result<F, serde_json::Error> {
+    let fault: F = serde_json::from_value(Value::Object(fields.clone()))?;
+    let known = serde_json::to_value(&fault)?;
+    match fields.keys().find(|key| known.get(key.as_str()).is_none()) {
+        Some(strange) => Err(Error::custom(format!("unknown field `{strange}` of this fault"))),
+        None => Ok(fault),
+    }
 }
 
 impl<F> From<F> for Times<F> {

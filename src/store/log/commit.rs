@@ -18,8 +18,12 @@ const ACKS: u64 = 500;
 const ACK_SYNC_NS: u64 = 1_000_000_000;
 /// Shortest time between two syncs of the ack file, however many acknowledgements come.
 const ACK_SYNC_MIN_NS: u64 = 250_000_000;
-/// How often the ack file is written (not synced), so that little is sent twice when the process is killed.
-const ACK_WRITE_NS: u64 = 10_000_000;
+/// Acknowledgements and time after which the ack file is written (not synced), so that little is sent twice when the
+/// process is killed.
+pub(crate) const ACK_WRITE: u64 = 32;
+pub(crate) const ACK_WRITE_NS: u64 = 100_000_000;
+/// How soon a failed write of the ack file is tried again.
+const ACK_RETRY_NS: u64 = super::lane::RETRY_NS;
 
 /// What a lane has to sync.
 #[derive(Debug, Default)]
@@ -42,7 +46,10 @@ pub(crate) struct State {
     pub acks_dirty: bool,
     acks: u64,
     acks_since: Option<u64>,
-    acks_written_at: u64,
+    /// Acknowledgements that are not written, and since when.
+    unwritten: u64,
+    unwritten_since: Option<u64>,
+    acks_retry_at: u64,
     acks_synced_at: u64,
     acks_in_flight: Option<u64>,
     /// The slot must be synced before something can be released.
@@ -156,8 +163,10 @@ impl LaneLog {
     pub fn deadline(&self) -> Option<u64> {
         let frames = self.commit.since.filter(|_| self.failed.is_none() && !self.commit.in_flight);
         let frames = frames.map(|since| since.saturating_add(self.commit_after()));
-        let acks = self.commit.acks_since.filter(|_| self.commit.acks_in_flight.is_none());
-        let acks = acks.map(|since| since.max(self.commit.acks_written_at) + ACK_WRITE_NS);
+        let write = self.commit.unwritten_since.map(|since| since + ACK_WRITE_NS);
+        let sync = self.commit.acks_since.map(|since| since + ACK_SYNC_NS);
+        let acks = write.into_iter().chain(sync).min().filter(|_| self.commit.acks_in_flight.is_none());
+        let acks = acks.map(|at| at.max(self.commit.acks_retry_at));
         let retry = self.failed.as_ref().map(|f| f.retry_at);
         frames.into_iter().chain(acks).chain(retry).min()
     }
@@ -206,21 +215,29 @@ impl LaneLog {
     fn take_acks(&mut self, now: u64) -> Option<Job> {
         let fresh: u64 =
             self.consumers.values().map(|c| std::mem::take(&mut c.shared.lanes()[self.lane as usize].fresh)).sum();
-        self.commit.acks += fresh;
-        if self.commit.acks > 0 || self.commit.acks_dirty || self.commit.acks_urgent || self.reserve_low() {
-            self.commit.acks_since.get_or_insert(now);
+        let commit = &mut self.commit;
+        commit.acks += fresh;
+        commit.unwritten += fresh;
+        if commit.unwritten > 0 || commit.acks_dirty {
+            commit.unwritten_since.get_or_insert(now);
         }
-        let since = self.commit.acks_since?;
-        if self.commit.acks_in_flight.is_some() {
+        let low = self.reserve_low();
+        let commit = &mut self.commit;
+        if commit.acks > 0 || commit.acks_dirty || commit.acks_urgent || low {
+            commit.acks_since.get_or_insert(now);
+        }
+        let since = commit.acks_since?;
+        if commit.acks_in_flight.is_some() || now < commit.acks_retry_at {
             return None;
         }
-        let rested = now.saturating_sub(self.commit.acks_synced_at) >= ACK_SYNC_MIN_NS;
-        let urgent = self.commit.acks_urgent || self.reserve_low();
-        let sync = urgent || now.saturating_sub(since) >= ACK_SYNC_NS || (self.commit.acks >= ACKS && rested);
-        if !sync && now.saturating_sub(self.commit.acks_written_at) < ACK_WRITE_NS {
+        let rested = now.saturating_sub(commit.acks_synced_at) >= ACK_SYNC_MIN_NS;
+        let sync =
+            commit.acks_urgent || low || now.saturating_sub(since) >= ACK_SYNC_NS || (commit.acks >= ACKS && rested);
+        let aged = commit.unwritten_since.is_some_and(|since| now.saturating_sub(since) >= ACK_WRITE_NS);
+        if !sync && !aged && commit.unwritten < ACK_WRITE {
             return None;
         }
-        self.commit.acks_written_at = now;
+        (commit.unwritten, commit.unwritten_since) = (0, None);
         let image = self.image(false, self.reservation());
         let counter = match self.acks.write(&image) {
             Ok(counter) => {
@@ -329,7 +346,7 @@ impl LaneLog {
             Err(error) => {
                 tracing::error!(lane = self.lane.as_str(), %error, "acknowledgements cannot be saved; after a restart they are sent again");
                 self.commit.acks_since = Some(now);
-                self.commit.acks_written_at = now + super::lane::RETRY_NS;
+                self.commit.acks_retry_at = now + ACK_RETRY_NS;
             }
         }
     }

@@ -263,7 +263,7 @@ impl Writer {
             begin
         };
         self.place.lanes()[Lane::Critical as usize].settle(1, first - 1);
-        self.inbox.acked();
+        self.inbox.acked(1);
         (self.journal_bytes, self.snapshot_bytes) = (total, total);
         Ok(())
     }

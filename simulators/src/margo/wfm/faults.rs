@@ -1,8 +1,10 @@
 //! Faults: what goes wrong, where, and how often.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Op;
+use crate::margo::scripted::{field, strict};
 
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -242,25 +244,36 @@ impl Fault {
 
 /// A fault with its place and its number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Rule {
     /// What goes wrong.
     #[serde(flatten)]
     pub fault: Fault,
     /// In which request; none for all that it fits.
-    #[serde(default)]
     pub on: Option<Op>,
     /// For which client; none for all.
-    #[serde(default)]
     pub client: Option<String>,
     /// For which device or deployment (part of the path); none for all.
-    #[serde(default)]
     pub path: Option<String>,
     /// So many requests that fit go well first.
-    #[serde(default)]
     pub skip: u32,
     /// How often; none until it is cleared.
-    #[serde(default)]
     pub times: Option<u32>,
+}
+
+impl TryFrom<Map<String, Value>> for Rule {
+    type Error = serde_json::Error;
+
+    fn try_from(mut fields: Map<String, Value>) -> Result<Self, Self::Error> {
+        Ok(Self {
+            on: field(&mut fields, "on")?,
+            client: field(&mut fields, "client")?,
+            path: field(&mut fields, "path")?,
+            skip: field(&mut fields, "skip")?,
+            times: field(&mut fields, "times")?,
+            fault: strict(fields)?,
+        })
+    }
 }
 
 impl From<Fault> for Rule {
@@ -369,5 +382,11 @@ mod tests {
         let rule: Rule =
             serde_json::from_str(r#"{"fault":"problem","name":"busy","status":503,"root":"errors"}"#).unwrap();
         assert!(matches!(rule.fault, Fault::Problem { root: TypeRoot::Errors, status: 503, .. }));
+        assert_eq!(serde_json::from_value::<Rule>(serde_json::to_value(&rule).unwrap()).unwrap(), rule);
+        for misspelt in
+            [r#"{"fault":"reset","time":1}"#, r#"{"fault":"rollback","by":1,"On":"manifest"}"#, r#"{"times":1}"#]
+        {
+            assert!(serde_json::from_str::<Rule>(misspelt).is_err(), "{misspelt}");
+        }
     }
 }
