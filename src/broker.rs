@@ -47,7 +47,7 @@ pub use acl::{Access, Acl, AclRule, Who};
 pub use config::{AclError, Config, ConfigError, Limits, Listener, User};
 pub use embedded::{BrokerError, EmbeddedBroker};
 #[doc(hidden)]
-pub use fuzz::fuzz_packets;
+pub use fuzz::{fuzz_packets, fuzz_retained, fuzz_topics};
 pub use hub::BrokerStats;
 pub use local::{BrokerClosed, LocalBroker, SubscribeError};
 pub use retained_store::{MemoryRetained, RetainedChange, RetainedStore, RetainedStoreError};

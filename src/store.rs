@@ -21,6 +21,7 @@ mod consumer;
 mod error;
 pub mod export;
 pub mod fs;
+mod fuzz;
 mod inbox;
 pub mod inspect;
 mod log;
@@ -38,6 +39,8 @@ use tokio::sync::watch;
 pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
 pub use consumer::Consumer;
 pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
+#[doc(hidden)]
+pub use fuzz::{fuzz_acks, fuzz_segment};
 pub use log::frame::MAX_PAYLOAD;
 pub use state::{Op, StateError, StateStore};
 pub use stats::{ConsumerStats, LaneStats, Stats};

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::codec::{self, Version};
-use super::hub::{Effects, Hub, Leave, Link, Ticket};
-use super::{Acl, Identity, Limits};
+use super::hub::{Effects, Hub, Leave, Link, Ticket, decode_retained, encode_retained};
+use super::{Acl, Identity, Limits, topic};
 
 /// Longest packet taken.
 const LIMIT: usize = 4096;
@@ -30,6 +30,32 @@ pub fn fuzz_packets(mut data: &[u8]) {
         now += 100;
         clients[usize::from(head & 1)].feed(&mut hub, piece, now);
         hub.tick(now, &mut Effects::default());
+    }
+}
+
+/// Takes `data` for what the state store kept of a retained message.
+pub fn fuzz_retained(data: &[u8]) {
+    if let Some(message) = decode_retained("a/b", Bytes::copy_from_slice(data), 0) {
+        let again = decode_retained("a/b", encode_retained(&message, 0), 0);
+        assert!(again.is_some(), "what was read can be kept again");
+    }
+}
+
+/// Takes `data` for a filter and a topic, divided by a zero byte. Never panics, and the relations between the two hold.
+pub fn fuzz_topics(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (filter, name) = text.split_once('\0').unwrap_or((&text, &text));
+    let _ = topic::split_share(filter);
+    if !topic::valid_filter(filter) || !topic::valid_filter(name) {
+        return;
+    }
+    assert!(topic::covers(filter, filter), "{filter:?} covers itself");
+    assert_eq!(topic::overlaps(filter, name), topic::overlaps(name, filter), "{filter:?} {name:?}");
+    if topic::covers(filter, name) {
+        assert!(topic::overlaps(filter, name), "{filter:?} covers {name:?} and does not overlap it");
+    }
+    if topic::valid_name(name) && topic::matches(filter, name) {
+        assert!(topic::overlaps(filter, name), "{filter:?} matches {name:?} and does not overlap it");
     }
 }
 

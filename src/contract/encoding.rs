@@ -34,13 +34,15 @@ pub trait ContractMessage: Message + Default + Serialize + DeserializeOwned {
             Encoding::Json => {
                 let mut out = Vec::with_capacity(256);
                 serde_json::to_writer(&mut out, self)
-                    .expect("contract messages have string keys and writers to memory do not fail");
+                    .expect("decode_as refuses what JSON cannot say, and writers to memory do not fail");
                 out.into()
             }
         }
     }
 
     /// Decodes a payload. Unknown fields are ignored in protobuf and refused in JSON, where they are mostly misspellings.
+    /// A protobuf message that JSON cannot say (an unknown number of an enum, a time out of range) is refused: whatever was
+    /// decoded can be encoded again in either way, also a record that a newer version wrote.
     fn decode_as(encoding: Encoding, payload: &[u8]) -> Result<Self, DecodeError> {
         let fail = |reason: String| DecodeError {
             message: std::any::type_name::<Self>().rsplit("::").next().unwrap_or("message"),
@@ -48,7 +50,11 @@ pub trait ContractMessage: Message + Default + Serialize + DeserializeOwned {
             reason,
         };
         match encoding {
-            Encoding::Protobuf => Self::decode(payload).map_err(|e| fail(e.to_string())),
+            Encoding::Protobuf => {
+                let message = Self::decode(payload).map_err(|e| fail(e.to_string()))?;
+                serde_json::to_writer(std::io::sink(), &message).map_err(|e| fail(e.to_string()))?;
+                Ok(message)
+            }
             Encoding::Json => serde_json::from_slice(payload).map_err(|e| fail(e.to_string())),
         }
     }
@@ -68,4 +74,20 @@ pub fn with_delivery(stored: &[u8], seq: u64, historical: bool) -> Bytes {
         prost::encoding::bool::encode(6, &true, &mut out);
     }
     out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::v1;
+    use super::*;
+
+    #[test]
+    fn what_json_cannot_say_is_refused_when_it_is_decoded() {
+        let event = v1::Event { severity: 99, kind: "newer".into(), ..v1::Event::default() };
+        let error = v1::Event::decode_as(Encoding::Protobuf, &event.encode_to_vec()).unwrap_err();
+        assert!(error.to_string().contains("Event"), "{error}");
+        let time = Some(pbjson_types::Timestamp { seconds: i64::MAX, nanos: -1 });
+        let event = v1::Event { time, ..v1::Event::default() };
+        assert!(v1::Event::decode_as(Encoding::Protobuf, &event.encode_to_vec()).is_err());
+    }
 }

@@ -18,6 +18,7 @@ mod config;
 pub mod driver;
 pub mod explain;
 mod frame;
+mod fuzz;
 mod identify;
 mod pdu;
 mod plan;
@@ -33,3 +34,5 @@ pub use config::{
     Charset, Config, DataBits, Limits, Link, LinkOptions, Parity, PointAddress, SerialLine, StopBits, Table,
     TextOptions, WordOrder, WriteFunction, WriteOptions,
 };
+#[doc(hidden)]
+pub use fuzz::{fuzz_pdu, fuzz_rtu, fuzz_tcp};

@@ -65,6 +65,22 @@ fn checksum(seed: u32, header: &[u8], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, payload)
 }
 
+/// Gives every frame in `bytes` a right checksum, as far as its length allows: a fuzzer would not find one.
+pub(crate) fn mend(seed: u32, bytes: &mut [u8]) {
+    let mut at = 0;
+    while bytes.len() >= at + HEADER {
+        let len = u32::from_le_bytes(take(bytes, at + 4)) as usize;
+        let end = at.saturating_add(HEADER).saturating_add(len);
+        if bytes[at..at + 2] != MAGIC || end > bytes.len() {
+            at += 1;
+            continue;
+        }
+        let sum = checksum(seed, &bytes[at..at + HEADER], &bytes[at + HEADER..end]);
+        bytes[at + 8..at + 12].copy_from_slice(&sum.to_le_bytes());
+        at = end;
+    }
+}
+
 /// Bytes that a record takes on disk.
 pub(crate) fn encoded_len(record: &Record) -> usize {
     HEADER + record.payload.len()

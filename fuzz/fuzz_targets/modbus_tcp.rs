@@ -1,0 +1,2 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fieldgate_fuzz::feed("modbus_tcp", data));
