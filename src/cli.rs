@@ -109,7 +109,8 @@ enum Command {
         command: manage::ConfigCommand,
     },
     /// Write points of a device, or run a method, and show what was read back.
-    Command(manage::CommandArgs),
+    #[command(name = "command")]
+    Send(manage::CommandArgs),
     /// Who did what, when, from where, and how it ended.
     Audit(manage::AuditArgs),
     /// Hand devices over to another gateway: makes a signed document.
@@ -189,7 +190,7 @@ impl Cli {
             Command::Approve(on) => block_on(manage::act(&data_dir(&config)?, "approve", on)),
             Command::Reject(on) => block_on(manage::act(&data_dir(&config)?, "reject", on)),
             Command::Config { command } => block_on(manage::config(&data_dir(&config)?, command)),
-            Command::Command(args) => block_on(manage::command(&data_dir(&config)?, args)),
+            Command::Send(args) => block_on(manage::command(&data_dir(&config)?, args)),
             Command::Audit(args) => manage::audit(&data_dir(&config)?, &args),
             Command::Export(args) => block_on(manage::export(&data_dir(&config)?, args)),
             Command::Import(args) => block_on(manage::import(&data_dir(&config)?, args)),
