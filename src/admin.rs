@@ -41,6 +41,11 @@ pub enum Request {
     },
     /// The health message: answers [`Answer::Json`].
     Health,
+    /// A question or request about firmware, as its own JSON: answers [`Answer::Json`].
+    Firmware {
+        /// What is asked, see `app::firmware::Question`.
+        question: serde_json::Value,
+    },
     /// Read the configuration again: answers [`Answer::Text`].
     Reload,
     /// A question or request of device management, as its own JSON: answers [`Answer::Json`].

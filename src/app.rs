@@ -12,6 +12,7 @@ pub mod certificates;
 mod commands;
 mod devices;
 mod events;
+pub mod firmware;
 mod health;
 mod ingest;
 mod latest;
@@ -33,6 +34,7 @@ pub use management::keys::{leave_claim_code, signing_key};
 pub use wire::{Gateway, StartError};
 
 use crate::config::{self, Loaded};
+use crate::management::firmware::Slot;
 use crate::platform::notify;
 use crate::telemetry::{Telemetry, TelemetryError};
 
@@ -63,10 +65,12 @@ pub enum RunError {
 
 /// Runs the gateway with the configuration at `path` until SIGTERM, SIGINT or a failure.
 pub fn run(path: &Path) -> Result<(), RunError> {
+    // Which version is to run is decided before anything can fail; this call may become another binary.
+    let running = config::find_data_dir(path).map_or(Slot::Packaged, |data| firmware::boot(&data));
     let loaded = config::load(path)?;
     let telemetry =
         Telemetry::start(&loaded.gateway.log, loaded.gateway.otlp.as_ref(), loaded.gateway.identity.id.as_str())?;
-    let outcome = runtime()?.block_on(serve(path, loaded, &telemetry));
+    let outcome = runtime()?.block_on(serve(path, loaded, &telemetry, running));
     if let Err(error) = &outcome {
         tracing::error!(%error, "the gateway ends");
     }
@@ -82,17 +86,22 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, RunError> {
     builder.worker_threads(workers).thread_name("fieldgate").enable_all().build().map_err(RunError::Runtime)
 }
 
-async fn serve(path: &Path, loaded: Loaded, telemetry: &Telemetry) -> Result<(), RunError> {
+async fn serve(path: &Path, loaded: Loaded, telemetry: &Telemetry, running: Slot) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Runtime)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let mut gateway = Gateway::start(path, loaded, telemetry).await?;
+    let mut gateway = Gateway::start(path, loaded, telemetry, running).await?;
+    let mut restart = gateway.restart();
     notify::ready(&gateway.summary());
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        Ok(reason) = restart.wait_for(Option::is_some) => {
+            tracing::info!("restart: {}", reason.as_deref().unwrap_or_default());
+            Ok(())
+        }
         failure = gateway.failure() => Err(RunError::Failed(failure)),
     };
     notify::stopping();

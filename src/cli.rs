@@ -17,7 +17,6 @@ mod certs;
 mod configuration;
 #[cfg(feature = "demo")]
 mod demo;
-#[allow(dead_code, reason = "its requests reach the gateway over the admin socket, which app connects")]
 mod firmware;
 mod live;
 mod manage;
@@ -129,6 +128,11 @@ enum Command {
     },
     /// Make a claim code: whoever sends it first over MQTT becomes an administrator.
     Claim,
+    /// Keys and signatures of firmware; updates of the running gateway.
+    Firmware {
+        #[command(subcommand)]
+        command: firmware::FirmwareCommand,
+    },
     /// Make the password hash for a user of the embedded broker; reads the password from standard input.
     HashPassword,
     /// Print the version and what was built in.
@@ -181,6 +185,7 @@ impl Cli {
             }
             Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),
             Command::Claim => configuration::new_claim(&data_dir(&config)?),
+            Command::Firmware { command } => firmware::execute(&config, command),
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),

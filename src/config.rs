@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 pub use crate::security::Secret;
 pub use checked::{Device, Gateway};
 pub use diff::{Changes, diff};
-pub use gateway::LOCAL;
+pub use gateway::{LOCAL, SYSTEM_CA};
 pub use into_broker::{IntoBrokerError, PLANT_SLOT, TlsContext};
 pub use problem::{Place, Problem, Problems, Severity};
 pub use summary::Summary;

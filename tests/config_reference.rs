@@ -38,6 +38,7 @@ fn reference() -> tempfile::TempDir {
         "client.pem",
         "client.key",
         "est-root.pem",
+        "firmware.pub",
     ] {
         write(dir.path(), &format!("tls/{file}"), "not read by the loader");
     }

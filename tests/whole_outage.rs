@@ -14,12 +14,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{Mosquitto, PythonServer, SOON, eventually};
+use support::{Child, Mosquitto, PythonServer, SOON, eventually};
 use whole_support::{Site, journal, now_ms, recorder, sized, stop};
 
 const DEVICES: usize = 5;
 const REGISTERS: usize = 20;
 const WINDOW: usize = 20;
+/// Backlog batches per second: four times what is read, so that a kill falls into the middle of the backlog.
+const REPLAY: usize = 4 * DEVICES * 4;
+/// Longest time that the ack file is behind what was confirmed. It is 10 ms, unless the disk is just syncing the file, and
+/// disks of machines under load take their time. What was confirmed meanwhile comes again after a kill.
+const NOTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Longest way of a read from the plant into the log, in milliseconds, when nobody gets the processor at once.
+const UNDER_WAY: i64 = 250;
 
 /// A read, as device and number.
 type Read = (String, i64);
@@ -41,7 +49,7 @@ fn nothing_is_missing(order: &str) {
     );
     let site = Site::new(&format!(
         "[[uplink]]\nname = \"site\"\nservers = [\"mqtt://127.0.0.1:{}\"]\nkeep_alive = \"5 s\"\nreconnect_max = \"1 s\"\n\
-         window = {WINDOW}\nreplay = {{ order = \"{order}\" }}\n\n[defaults]\non_change = false\n",
+         window = {WINDOW}\nreplay = {{ order = \"{order}\", max_records = {REPLAY} }}\n\n[defaults]\non_change = false\n",
         broker.port()
     ));
     let out = |name: &str| site.path().join(name).display().to_string();
@@ -71,16 +79,14 @@ fn nothing_is_missing(order: &str) {
     broker.stop();
     std::thread::sleep(outage / 2);
     near.ask("report");
-    let mut kills = vec![now_ms()];
-    gateway.kill();
+    let mut kills = vec![killed(gateway)];
     let gateway = site.start();
     std::thread::sleep(outage / 2);
     broker.restart();
     eventually("the backlog to begin", SOON * 2, || (far.ask("count")["historical"].as_u64() > Some(0)).then_some(()));
 
     near.ask("report");
-    kills.push(now_ms());
-    gateway.kill();
+    kills.push(killed(gateway));
     let gateway = site.start();
     let reached = newest(&mut plant, &site.path().join("journal"));
     caught_up(&mut far, &reached);
@@ -97,13 +103,15 @@ fn nothing_is_missing(order: &str) {
     });
     let expected = made.iter().filter(|read| read.n >= first[read.device.as_str()] && read.n <= reached[&read.device]);
     let missing: Vec<_> = expected.filter(|read| !received.contains(&(read.device.clone(), read.n))).collect();
-    let last_before_a_kill = |read: &whole_support::Read| {
-        kills.iter().any(|&kill| {
-            let before = made.iter().filter(|other| other.device == read.device && other.at_ms <= kill + 20);
-            before.map(|other| other.n).max() == Some(read.n)
+    // What the plant answered last may not have reached the log; a kill takes its time on a machine under load.
+    let under_way = |read: &whole_support::Read| {
+        kills.iter().any(|&(from, to)| {
+            let before = made.iter().filter(|other| other.device == read.device && other.at_ms <= to + 20);
+            let last = before.map(|other| other.n).max() == Some(read.n);
+            last || (from - UNDER_WAY..=to + 20).contains(&read.at_ms)
         })
     };
-    let lost: Vec<_> = missing.iter().filter(|read| !last_before_a_kill(read)).collect();
+    let lost: Vec<_> = missing.iter().filter(|read| !under_way(read)).collect();
     assert!(lost.is_empty(), "these reads were accepted, and are missing at the subscriber: {lost:?}");
     let seen: BTreeSet<Read> = telemetry(&site.path().join("near")).iter().flat_map(Message::reads).collect();
     let seen_only: Vec<_> = seen
@@ -123,7 +131,18 @@ fn nothing_is_missing(order: &str) {
     let twice = arrived.len() - arrived.iter().map(|message| message.seq).collect::<HashSet<_>>().len();
     // One break by the outage, two by the kills.
     println!("{order}: {twice} batches came twice");
-    assert!(twice <= 3 * WINDOW, "{twice} batches came twice; at most {WINDOW} may be in flight at each of 3 breaks");
+    let most = 3 * WINDOW + REPLAY * NOTED_WITHIN.as_secs() as usize;
+    assert!(
+        twice <= most,
+        "{twice} batches came twice; at most {WINDOW} may be in flight at each of 3 breaks, and {most} in all"
+    );
+}
+
+/// Kills the gateway; between which two times.
+fn killed(gateway: Child) -> (i64, i64) {
+    let from = now_ms();
+    gateway.kill();
+    (from, now_ms())
 }
 
 /// A batch as a subscriber got it.

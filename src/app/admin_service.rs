@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 
+use super::firmware::{FirmwareDesk, Question};
 use super::health::HealthDesk;
 use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
@@ -29,6 +30,7 @@ pub struct AdminService {
     latest: Latest,
     health: HealthDesk,
     reload: ReloadHandle,
+    firmware: FirmwareDesk,
     management: Management,
     commands: CommandService,
     results: broadcast::Sender<v1::CommandResult>,
@@ -40,11 +42,12 @@ impl AdminService {
         latest: Latest,
         health: HealthDesk,
         reload: ReloadHandle,
+        firmware: FirmwareDesk,
         management: Management,
         commands: CommandService,
         results: broadcast::Sender<v1::CommandResult>,
     ) -> Self {
-        Self { latest, health, reload, management, commands, results }
+        Self { latest, health, reload, firmware, management, commands, results }
     }
 }
 
@@ -58,6 +61,7 @@ impl Service for AdminService {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error: error.to_string() },
             }),
+            Request::Firmware { question } => Reply::One(self.firmware(uid, question).await),
             Request::Manage { question } => Reply::One(match self.manage(uid, question).await {
                 Ok(value) => Answer::Json { value },
                 Err(error) => Answer::Error { error },
@@ -124,6 +128,19 @@ impl AdminService {
         match tokio::time::timeout(COMMAND_LIMIT, wait).await {
             Ok(Some(result)) => Ok(SocketAnswer::Command(Box::new(result))),
             _ => Ok(SocketAnswer::Error(format!("no answer to {id} yet; it will come on the topic of the device"))),
+        }
+    }
+
+    async fn firmware(&self, uid: u32, question: serde_json::Value) -> Answer {
+        let asked =
+            serde_json::from_value::<Question>(question).map_err(|e| format!("not a question about firmware: {e}"));
+        let answer = match asked {
+            Ok(question) => self.firmware.ask(question, &format!("cli:uid={uid}")).await,
+            Err(error) => Err(error),
+        };
+        match answer.and_then(|reply| serde_json::to_value(reply).map_err(|e| e.to_string())) {
+            Ok(value) => Answer::Json { value },
+            Err(error) => Answer::Error { error },
         }
     }
 

@@ -1,6 +1,6 @@
 //! The health message, and the same facts as measurements for OpenTelemetry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::ingest::IngestStats;
 use super::latest::{DeviceView, Latest};
 use crate::broker::BrokerStats;
 use crate::contract::{timestamp, topics, v1};
+use crate::management::firmware::HealthReport;
 use crate::model::Lane;
 use crate::northbound::{ConsumerHealth, StateBoard};
 use crate::platform::clock::SharedClock;
@@ -133,6 +134,20 @@ impl HealthDesk {
             ));
         }
         all
+    }
+
+    /// What a new version of the gateway is judged by.
+    pub fn report(&self) -> HealthReport {
+        let consumers = self.consumers();
+        let (polled, online) = self.latest.read(|table| {
+            let of = |wanted: fn(&DeviceView) -> bool| -> BTreeSet<String> {
+                table.values().filter(|view| wanted(view)).map(|view| view.device.id.to_string()).collect()
+            };
+            let up = |view: &DeviceView| matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. });
+            (of(|view| view.stats.requests > 0), of(up))
+        });
+        let published = consumers.is_empty() || consumers.iter().any(|consumer| consumer.confirmed > 0);
+        HealthReport { store_open: true, published, polled, online }
     }
 
     /// Renews the message on the board every 10 s, and within a second after a consumer or the store changed.

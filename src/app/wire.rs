@@ -16,6 +16,7 @@ use super::certificates::{Certificates, identity_directory};
 use super::commands::{self, AnswersToLog, LedgerInState, ScaledWriter, Scalings};
 use super::devices::DeviceDesk;
 use super::events::EventLog;
+use super::firmware;
 use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
@@ -31,6 +32,7 @@ use crate::config::Loaded;
 use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
 use crate::management::desired::Watcher;
+use crate::management::firmware::Slot;
 use crate::northbound::{Context, GatewayInfo, StateBoard};
 use crate::platform::clock::{ClockBook, SharedClock, SystemClock};
 use crate::southbound::Southbound;
@@ -58,14 +60,16 @@ pub struct Gateway {
     broker: Option<EmbeddedBroker>,
     reloader: Arc<Reloader>,
     latest: Latest,
+    restart: watch::Receiver<Option<String>>,
     summary: String,
     ingest_stop: CancellationToken,
     ingest_ended: oneshot::Receiver<()>,
 }
 
 impl Gateway {
-    /// Builds and starts everything that `loaded` names; `path` is where a reload reads it again.
-    pub async fn start(path: &Path, loaded: Loaded, telemetry: &Telemetry) -> Result<Self, StartError> {
+    /// Builds and starts everything that `loaded` names; `path` is where a reload reads it again, `running` the place that
+    /// this binary was started from.
+    pub async fn start(path: &Path, loaded: Loaded, telemetry: &Telemetry, running: Slot) -> Result<Self, StartError> {
         // Every TLS connection of this process uses ring; a second call (tests) changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let clock: SharedClock = SystemClock::shared();
@@ -205,6 +209,18 @@ impl Gateway {
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
         supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
 
+        let (restart, restart_wanted) = watch::channel(None);
+        let ground = firmware::Ground {
+            running,
+            store: store.clone(),
+            events: events.clone(),
+            health: health.clone(),
+            restart,
+            time: tls.time.clone(),
+            clock: clock.clone(),
+        };
+        let updates = firmware::start(&loaded.gateway, ground, &mut supervisor).map_err(|e| failed("firmware")(&e))?;
+
         // Reload and the local door.
         let (handle, reload_requests) = reload::channel();
         let admin_path = loaded.gateway.identity.data_dir.join(admin::SOCKET);
@@ -219,7 +235,8 @@ impl Gateway {
             logs: telemetry.logs.clone(),
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
-        let service = Arc::new(AdminService::new(latest.clone(), health, handle, management, command_service, results));
+        let service = AdminService::new(latest.clone(), health, handle, updates, management, command_service, results);
+        let service = Arc::new(service);
         // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.
         let mut bound = admin::bind(&admin_path).ok();
         supervisor.spawn_restarting("admin socket", move || {
@@ -233,7 +250,18 @@ impl Gateway {
             }
         });
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch, "gateway started with {summary}");
-        Ok(Self { supervisor, southbound, store, broker, reloader, latest, summary, ingest_stop, ingest_ended })
+        Ok(Self {
+            supervisor,
+            southbound,
+            store,
+            broker,
+            reloader,
+            latest,
+            restart: restart_wanted,
+            summary,
+            ingest_stop,
+            ingest_ended,
+        })
     }
 
     /// One line for `systemctl status`.
@@ -249,6 +277,11 @@ impl Gateway {
     /// Addresses that the embedded broker listens on.
     pub fn broker_addresses(&self) -> Vec<std::net::SocketAddr> {
         self.broker.as_ref().map(|b| b.addresses().to_vec()).unwrap_or_default()
+    }
+
+    /// Holds the reason once the gateway wants to be started again, to change its version.
+    pub fn restart(&self) -> watch::Receiver<Option<String>> {
+        self.restart.clone()
     }
 
     /// Waits until a task ends that must not; says which and why.

@@ -13,6 +13,7 @@ use super::CliError;
 use super::live::{devices_table, points_table};
 use crate::app::{self, EXPORT_LIMIT, Gateway, STOP_LIMIT};
 use crate::config;
+use crate::management::firmware::Slot;
 use crate::telemetry::Telemetry;
 
 /// Rows of the live table; the rest is one `fieldgate points` away.
@@ -48,7 +49,8 @@ async fn serve(args: DemoArgs) -> Result<(), CliError> {
     let id = loaded.gateway.identity.id.to_string();
     let telemetry =
         Telemetry::start(&loaded.gateway.log, loaded.gateway.otlp.as_ref(), &id).map_err(app::RunError::from)?;
-    let gateway = Gateway::start(&args.directory, loaded, &telemetry).await.map_err(app::RunError::from)?;
+    let gateway =
+        Gateway::start(&args.directory, loaded, &telemetry, Slot::Packaged).await.map_err(app::RunError::from)?;
     let shown = show(gateway, &args, port, &id).await;
     plant.stop().await;
     telemetry.shutdown(EXPORT_LIMIT);

@@ -1,14 +1,18 @@
 //! `fieldgate firmware …`: keys and signatures on the machine that builds, offers and approvals at the gateway.
 //!
-//! `keygen` and `sign` need no gateway. The others hand a request to the running gateway through a [`Requests`], which the
-//! caller connects to its local socket.
+//! `keygen` and `sign` need no gateway. The others hand a request to the running gateway through [`Requests`]: its local
+//! socket.
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 
 use super::CliError;
 use super::table::Table;
+use crate::admin::{Answer, Request};
+use crate::app::firmware::{Question, Reply};
 use crate::management::firmware::{Job, Manifest, Offer, SigningKey, Source, Version, sha256_of_file};
 use crate::platform::durable::{Access, Disk};
 
@@ -31,7 +35,7 @@ pub enum FirmwareCommand {
         #[arg(long)]
         target: String,
         /// Its version, such as 1.4.2.
-        #[arg(long = "release", value_parser = Version::parse, value_name = "VERSION")]
+        #[arg(id = "release", long = "release", value_parser = Version::parse, value_name = "VERSION")]
         version: Version,
         /// The oldest version that can be updated directly.
         #[arg(long, value_parser = Version::parse, value_name = "VERSION")]
@@ -94,18 +98,70 @@ pub trait Requests {
     fn jobs(&mut self, target: Option<&str>) -> Result<Vec<Job>, String>;
 }
 
-/// Bytes of one chunk of an upload.
-const CHUNK: usize = 64 * 1024;
+/// Bytes of one chunk of an upload: in base64 well below the longest request of the socket.
+const CHUNK: usize = 32 * 1024;
 
-/// Does what was asked and prints the outcome.
-pub fn execute(command: FirmwareCommand, gateway: &mut impl Requests) -> Result<(), CliError> {
-    print!("{}", run(command, gateway)?);
+/// Does what was asked and prints the outcome. The gateway with the configuration at `path` is asked when it is needed.
+pub fn execute(path: &Path, command: FirmwareCommand) -> Result<(), CliError> {
+    let data = match needs_gateway(&command) {
+        true => crate::config::find_data_dir(path)?,
+        false => PathBuf::new(),
+    };
+    print!("{}", run(command, &mut Socket { data })?);
     Ok(())
 }
 
 /// Whether a command needs the running gateway.
-pub const fn needs_gateway(command: &FirmwareCommand) -> bool {
+const fn needs_gateway(command: &FirmwareCommand) -> bool {
     !matches!(command, FirmwareCommand::Keygen { .. } | FirmwareCommand::Sign { .. })
+}
+
+/// The gateway that runs with this data directory.
+struct Socket {
+    data: PathBuf,
+}
+
+impl Socket {
+    fn ask(&self, question: &Question) -> Result<Reply, String> {
+        let question = serde_json::to_value(question).map_err(|e| e.to_string())?;
+        let answer = super::block_on(super::live::ask(&self.data, Request::Firmware { question }));
+        match answer.map_err(|e| e.to_string())? {
+            Answer::Json { value } => serde_json::from_value(value).map_err(|_| CliError::odd_answer().to_string()),
+            _ => Err(CliError::odd_answer().to_string()),
+        }
+    }
+
+    fn job(&self, question: &Question) -> Result<Job, String> {
+        match self.ask(question)? {
+            Reply::Job(job) => Ok(*job),
+            _ => Err(CliError::odd_answer().to_string()),
+        }
+    }
+}
+
+impl Requests for Socket {
+    fn offer(&mut self, target: &str, offer: Offer) -> Result<Job, String> {
+        self.job(&Question::Offer { target: target.to_owned(), offer })
+    }
+
+    fn chunk(&mut self, target: &str, id: &str, offset: u64, bytes: &[u8]) -> Result<u64, String> {
+        let (target, id, data) = (target.to_owned(), id.to_owned(), STANDARD.encode(bytes));
+        match self.ask(&Question::Chunk { target, id, offset, data })? {
+            Reply::Next(next) => Ok(next),
+            _ => Err(CliError::odd_answer().to_string()),
+        }
+    }
+
+    fn decide(&mut self, target: &str, id: &str, approve: bool) -> Result<Job, String> {
+        self.job(&Question::Decide { target: target.to_owned(), id: id.to_owned(), approve })
+    }
+
+    fn jobs(&mut self, target: Option<&str>) -> Result<Vec<Job>, String> {
+        match self.ask(&Question::Jobs { target: target.map(str::to_owned) })? {
+            Reply::Jobs(jobs) => Ok(jobs),
+            _ => Err(CliError::odd_answer().to_string()),
+        }
+    }
 }
 
 fn run(command: FirmwareCommand, gateway: &mut impl Requests) -> Result<String, CliError> {

@@ -4,10 +4,12 @@
 
 mod certificates;
 mod device;
+mod firmware;
 mod gateway;
 
 pub use certificates::{Certificates, Est, Pki, ServerTls};
 pub use device::{Device, DeviceManagement, Group};
+pub use firmware::Firmware;
 pub use gateway::{
     Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, Management, Store, SyncMode,
     Uplink, User,

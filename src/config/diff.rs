@@ -104,6 +104,7 @@ fn diff_sections(old: &Gateway, new: &Gateway, changes: &mut Changes) {
     note(old.management != new.management, "management", false);
     note(old.pki != new.pki, "pki", false);
     note(old.est != new.est, "est", false);
+    note(old.firmware != new.firmware, "firmware", false);
 }
 
 impl fmt::Display for Changes {

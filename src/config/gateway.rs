@@ -3,6 +3,7 @@
 mod broker;
 mod certificates;
 mod consumer;
+mod firmware;
 mod management;
 mod store;
 mod uplink;
@@ -21,6 +22,7 @@ use crate::model::GatewayId;
 use crate::telemetry::{LogConfig, LogFormat, OtlpConfig};
 
 pub use consumer::LOCAL;
+pub use uplink::SYSTEM_CA;
 
 /// Reads every section but `[defaults]`, which belongs to the devices.
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
@@ -37,6 +39,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         management: management::read(&root.section("management", "management")),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
+        firmware: firmware::read(&root.section("firmware", "firmware")),
         uplinks,
         identity,
     }

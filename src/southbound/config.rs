@@ -100,6 +100,14 @@ impl DeviceConfig {
         }
     }
 
+    /// First and longest wait between attempts to make the link.
+    pub(super) fn reconnect(&self) -> (Duration, Duration) {
+        match &self.driver {
+            #[cfg(feature = "modbus")]
+            DriverConfig::Modbus(config) => config.options.reconnect,
+        }
+    }
+
     /// How often a failed read is tried again at once.
     pub(super) fn retries(&self) -> u8 {
         match &self.driver {

@@ -29,9 +29,6 @@ use super::{DeviceConfig, DeviceState, Update};
 pub(super) use commands::Command;
 use serve::Cycle;
 
-/// Waits between attempts to make the link: from and to.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
 /// The link cannot be made.
 #[derive(Debug)]
 struct Down {
@@ -232,7 +229,10 @@ impl<D: Driver> LinkTask<D> {
 
     /// The link cannot be made: every device on it is offline at once.
     pub fn link_down(&mut self, fault: &Fault) {
-        let backoff = self.down.as_ref().map_or(RECONNECT.0, |down| (down.backoff * 2).min(RECONNECT.1));
+        // All devices on a link agree on it.
+        let of_device = self.slots().next().map(|(_, device)| device.config.reconnect());
+        let (first, longest) = of_device.unwrap_or((Duration::from_secs(1), Duration::from_secs(30)));
+        let backoff = self.down.as_ref().map_or(first, |down| (down.backoff * 2).min(longest));
         if self.down.is_none() {
             warn!(link = self.name, reason = fault.text, "link down");
         }

@@ -44,6 +44,11 @@ impl Child {
         self.inner.id()
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.inner.try_wait().unwrap_or_else(|e| panic!("wait for {}: {e}", self.name)).is_some()
+    }
+
     /// All lines so far.
     pub fn lines(&self) -> Vec<String> {
         self.output().lines.iter().cloned().collect()

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Firmware;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
 use crate::management::lifecycle::Approval;
@@ -37,6 +38,8 @@ pub struct Gateway {
     pub pki: Pki,
     /// `[est]`; `None` enrols nowhere.
     pub est: Option<Est>,
+    /// `[firmware]`
+    pub firmware: Firmware,
     /// `[management]`
     pub management: Management,
 }
@@ -295,6 +298,7 @@ mod tests {
                 "secrets/otlp",
                 "secrets/est",
                 "tls/est-root.pem",
+                "tls/firmware.pub",
                 "tls/site-ca.pem",
                 "tls/client.pem",
                 "tls/client.key",

@@ -178,6 +178,8 @@ pub(super) fn difference(a: &Config, b: &Config) -> Option<String> {
     let time = |d: Option<Duration>| d.map_or_else(|| "its default".to_owned(), format_duration);
     let settings = [
         ("connect_timeout", time(Some(a.connect_timeout)), time(Some(b.connect_timeout))),
+        ("reconnect_min", time(Some(a.reconnect.0)), time(Some(b.reconnect.0))),
+        ("reconnect_max", time(Some(a.reconnect.1)), time(Some(b.reconnect.1))),
         ("pause_after_connect", time(Some(a.pause_after_connect)), time(Some(b.pause_after_connect))),
         ("pause_between_requests", time(Some(a.pause_between_requests)), time(Some(b.pause_between_requests))),
         ("late_reply_guard", time(a.late_reply_guard), time(b.late_reply_guard)),

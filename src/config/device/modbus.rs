@@ -120,8 +120,14 @@ pub(super) fn settings(section: &Reader<'_>) -> Shared {
 }
 
 fn link_options(section: &Reader<'_>) -> LinkOptions {
+    let first = section.or("reconnect_min", Duration::from_millis(500), millis(100, 600_000));
+    let longest = section.or("reconnect_max", Duration::from_secs(30).max(first), millis(100, 3_600_000));
+    if longest < first {
+        section.error("reconnect_max", "is shorter than `reconnect_min`");
+    }
     LinkOptions {
         connect_timeout: section.or("connect_timeout", Duration::from_secs(3), millis(100, 60_000)),
+        reconnect: (first, longest),
         pause_after_connect: section.or("pause_after_connect", Duration::ZERO, millis(0, 60_000)),
         pause_between_requests: section.or("pause_between_requests", Duration::ZERO, millis(0, 10_000)),
         close_after_cycle: section.or("close_after_cycle", false, boolean),

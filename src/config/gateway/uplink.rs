@@ -17,7 +17,7 @@ use crate::security::ClientTlsFiles;
 
 const VERSIONS: &[(&str, Version)] = &[("3.1.1", Version::V311), ("5", Version::V5)];
 /// The system's authorities on Debian and its kin.
-const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 pub(super) fn read(root: &Reader<'_>, gateway: &Identity, enrols: bool) -> Vec<Uplink> {
     let mut seen: BTreeMap<String, Place> = BTreeMap::new();

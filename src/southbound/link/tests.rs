@@ -212,3 +212,24 @@ async fn a_slow_device_takes_the_bus_from_nobody_more_than_its_turn() {
         assert!(kept > 0.99, "{device} kept {kept:.4}: {:?}", seen.stats[device]);
     }
 }
+
+/// The pauses between attempts to make a link are those of its devices' configuration.
+#[tokio::test(start_paused = true)]
+async fn a_link_that_cannot_be_made_is_tried_at_the_pauses_that_are_configured() {
+    let mut config = device("d0", 1);
+    let DriverConfig::Modbus(modbus) = &mut config.driver;
+    modbus.options.reconnect = (Duration::from_secs(2), Duration::from_secs(8));
+    let (updates, _received) = mpsc::channel(64);
+    let mut link = LinkTask::new("bus".into(), Bus::default(), updates, SystemClock::shared());
+    link.attach(config);
+    let fault = Fault { scope: Scope::Link, reason: Reason::LinkDown, text: "refused".into() };
+    let pauses: Vec<u64> = (0..4)
+        .map(|_| {
+            link.link_down(&fault);
+            link.down.as_ref().unwrap().backoff.as_secs()
+        })
+        .collect();
+    assert_eq!(pauses, [2, 4, 8, 8]);
+    let until = link.down.as_ref().unwrap().retry_at;
+    assert!((6.4..=8.0).contains(&until.as_secs_f64()), "a fifth of the pause is left to chance: {until:?}");
+}

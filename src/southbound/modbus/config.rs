@@ -170,6 +170,8 @@ impl fmt::Display for Host<'_> {
 pub struct LinkOptions {
     /// Longest wait for a TCP connection.
     pub connect_timeout: Duration,
+    /// Wait between attempts to make the link: first and longest; it doubles from one to the other.
+    pub reconnect: (Duration, Duration),
     /// Wait after the link was made before the first request.
     pub pause_after_connect: Duration,
     /// Wait between a reply and the next request; at least 3.5 characters on serial lines whatever stands here.
@@ -194,6 +196,7 @@ impl Default for LinkOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(3),
+            reconnect: (Duration::from_millis(500), Duration::from_secs(30)),
             pause_after_connect: Duration::ZERO,
             pause_between_requests: Duration::ZERO,
             close_after_cycle: false,

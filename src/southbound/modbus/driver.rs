@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::model::{Access, Reason, Value};
@@ -16,8 +17,8 @@ use super::pdu::{Exception, Reply, Request};
 use super::plan::{self, Learned, ReadRequest};
 use super::{Config, Link, LinkOptions, timing, values, write};
 
-/// How often points that the device refused alone are asked for again, in cycles of their group.
-const RETRY_ILLEGAL_EVERY: u32 = 600;
+/// How often points that the device refused alone are asked for again: an update of the device may have brought them.
+const RETRY_ILLEGAL_EVERY: Duration = Duration::from_secs(600);
 
 /// All units on one Modbus link.
 #[derive(Debug)]
@@ -34,7 +35,8 @@ struct Unit {
     writable: Vec<bool>,
     groups: Vec<Vec<u32>>,
     plans: Vec<Vec<Arc<ReadRequest>>>,
-    cycles: u32,
+    /// When the first of the refused points was refused.
+    refused_at: Option<Instant>,
     learned: Learned,
     mask_write: bool,
 }
@@ -61,7 +63,7 @@ impl Unit {
             writable: device.device.points.iter().map(|point| point.access != Access::Read).collect(),
             groups: device.groups.iter().map(|group| group.points.clone()).collect(),
             plans: Vec::new(),
-            cycles: 0,
+            refused_at: None,
             learned: Learned::default(),
             mask_write: config.write.mask_write,
             config: Arc::new(config.clone()),
@@ -80,6 +82,7 @@ impl Unit {
         let halves = request.split();
         if halves.is_none() {
             self.learned.illegal.extend(request.entries.iter().map(|entry| entry.point));
+            self.refused_at.get_or_insert_with(Instant::now);
         }
         self.replan();
         let (from, to) = (request.address, request.address + (request.count - 1));
@@ -174,8 +177,8 @@ impl Driver for ModbusDriver {
 
     fn plan(&mut self, slot: usize, group: usize, steps: &mut VecDeque<Self::Step>, results: &mut Vec<PointResult>) {
         let unit = self.unit_mut(slot);
-        unit.cycles = unit.cycles.wrapping_add(1);
-        if unit.cycles.is_multiple_of(RETRY_ILLEGAL_EVERY) && !unit.learned.illegal.is_empty() {
+        if unit.refused_at.is_some_and(|at| at.elapsed() >= RETRY_ILLEGAL_EVERY) {
+            unit.refused_at = None;
             unit.learned.illegal.clear();
             unit.replan();
         }
