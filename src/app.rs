@@ -17,6 +17,8 @@ mod health;
 mod ingest;
 mod latest;
 mod management;
+#[cfg(feature = "margo")]
+mod margo;
 mod reload;
 mod sessions;
 mod settings;
@@ -31,6 +33,8 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use management::keys::{leave_claim_code, signing_key};
+#[cfg(feature = "margo")]
+pub use margo::STATUS_FILE as MARGO_STATUS;
 pub use wire::{Gateway, StartError};
 
 use crate::config::{self, Loaded};

@@ -20,6 +20,8 @@ mod demo;
 mod firmware;
 mod live;
 mod manage;
+#[cfg(feature = "margo")]
+mod margo;
 mod store;
 mod table;
 
@@ -133,6 +135,12 @@ enum Command {
         #[command(subcommand)]
         command: firmware::FirmwareCommand,
     },
+    /// The Margo fleet manager: join it, see how the client stands, leave it.
+    #[cfg(feature = "margo")]
+    Margo {
+        #[command(subcommand)]
+        command: margo::MargoCommand,
+    },
     /// Make the password hash for a user of the embedded broker; reads the password from standard input.
     HashPassword,
     /// Print the version and what was built in.
@@ -186,6 +194,11 @@ impl Cli {
             Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),
             Command::Claim => configuration::new_claim(&data_dir(&config)?),
             Command::Firmware { command } => firmware::execute(&config, command),
+            #[cfg(feature = "margo")]
+            Command::Margo { command } => {
+                let loaded = crate::config::load(&config)?;
+                margo::execute(loaded.gateway.margo.as_ref(), command)
+            }
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),

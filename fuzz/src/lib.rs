@@ -6,7 +6,7 @@ use std::path::Path;
 
 use fieldgate::contract::topics::RequestTopic;
 use fieldgate::contract::{ContractMessage, Encoding, v1};
-use fieldgate::{admin, broker, config, southbound::modbus, store};
+use fieldgate::{admin, broker, config, margo, southbound::modbus, store};
 
 /// A parser under test.
 pub struct Target {
@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config_device", run: config_device, seeds: config_devices, cost: 40 },
     Target { name: "config_list", run: config_list, seeds: config_lists, cost: 40 },
     Target { name: "admin_line", run: admin_line, seeds: admin_lines, cost: 1 },
+    Target { name: "margo_desired", run: margo::desired::fuzz::fuzz_desired, seeds: margo_desired, cost: 4 },
 ];
 
 /// Feeds one input to the target of this name.
@@ -236,4 +237,11 @@ fn admin_lines() -> Vec<Vec<u8>> {
     ]
     .map(|t| t.into())
     .to_vec()
+}
+
+fn margo_desired() -> Vec<Vec<u8>> {
+    let manifest = r#"{"manifestVersion":3,"bundle":null,"deployments":[{"deploymentId":"6ba7b810-9dad-41d1-80b4-00c04fd430c8","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","url":"/api/v1/x"}]}"#;
+    let deployment = "kind: ApplicationDeployment\nmetadata:\n  annotations: {id: 6ba7b810-9dad-41d1-80b4-00c04fd430c8}\n  deviceId: gw/a\nspec:\n  deploymentProfile:\n    type: custom\n    components: [{name: a, properties: {repository: oci://r/a, revision: '1'}}]\n";
+    let bundle = r#"{"spiffe_sequence":1,"keys":[{"kty":"EC","use":"x509-svid","x5c":["MAA="]}]}"#;
+    [manifest, deployment, bundle].map(|text| text.as_bytes().to_vec()).to_vec()
 }

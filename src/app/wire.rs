@@ -21,6 +21,8 @@ use super::health::HealthDesk;
 use super::ingest::{Control, Ingest, IngestStats};
 use super::latest::Latest;
 use super::management::{self, Fleet, FleetParts, Ground, LastValues};
+#[cfg(feature = "margo")]
+use super::margo;
 use super::reload::{self, InForce, Reloader};
 use super::sessions::{Sessions, Wanted};
 use super::settings;
@@ -36,7 +38,7 @@ use crate::management::firmware::Slot;
 use crate::northbound::{Context, GatewayInfo, StateBoard};
 use crate::platform::clock::{ClockBook, SharedClock, SystemClock};
 use crate::southbound::Southbound;
-use crate::store::{self, Store};
+use crate::store::{self, Backlog, Store};
 use crate::telemetry::Telemetry;
 
 /// Why a part could not start.
@@ -150,6 +152,10 @@ impl Gateway {
         };
         let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
         let answers = AnswersToLog { store: store.clone(), clock: clock.clone(), results: results.clone() };
+        #[cfg(feature = "margo")]
+        let answers = margo::HeardAnswers::new(answers);
+        #[cfg(feature = "margo")]
+        let heard = answers.listener();
         let ledger = LedgerInState(store.clone());
         let started =
             CommandService::start(limits, BTreeMap::new(), writer.clone(), ledger, answers, clock.clone()).await;
@@ -205,6 +211,17 @@ impl Gateway {
             Arc::new(move || health.measurements())
         });
         certificates.start(&mut supervisor, &events, &health);
+        #[cfg(feature = "margo")]
+        if let Some(config) = &loaded.gateway.margo {
+            let plant = margo::GatewayPlant {
+                management: management.clone(),
+                latest: latest.clone(),
+                commands: command_service.clone(),
+                answers: heard,
+                events: events.clone(),
+            };
+            margo::start(&mut supervisor, config, plant, &store, &clock, &tls.time);
+        }
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));
         supervisor.spawn("notices", commands::keep_notices(notices, events.clone(), token.clone()));
@@ -333,8 +350,8 @@ fn create_private(directory: &Path) -> Result<(), String> {
 
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
-    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
+    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None, backlog: Backlog::default() });
     let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
-    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled) };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled), backlog: u.backlog };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

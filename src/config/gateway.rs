@@ -5,6 +5,8 @@ mod certificates;
 mod consumer;
 mod firmware;
 mod management;
+#[cfg(feature = "margo")]
+mod margo;
 mod store;
 mod uplink;
 
@@ -37,6 +39,8 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
         management: management::read(&root.section("management", "management")),
+        #[cfg(feature = "margo")]
+        margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
         firmware: firmware::read(&root.section("firmware", "firmware")),

@@ -13,6 +13,7 @@ use crate::management::roles::Role;
 use crate::model::GatewayId;
 use crate::northbound::ConsumerConfig;
 use crate::security::ClientTlsFiles;
+use crate::store::Backlog;
 use crate::telemetry::{LogConfig, OtlpConfig};
 
 /// The gateway itself.
@@ -40,6 +41,9 @@ pub struct Gateway {
     pub est: Option<Est>,
     /// `[firmware]`
     pub firmware: Firmware,
+    /// `[margo]`; `None` joins no fleet manager.
+    #[cfg(feature = "margo")]
+    pub margo: Option<crate::margo::config::Config>,
     /// `[management]`
     pub management: Management,
 }
@@ -241,6 +245,8 @@ pub struct Uplink {
     pub tls: Option<ClientTlsFiles>,
     /// Its certificate and key are those that `[est]` enrolled.
     pub enrolled: bool,
+    /// What may wait for it; none: as much and as old as the store keeps.
+    pub backlog: Backlog,
 }
 
 impl Uplink {

@@ -4,6 +4,7 @@
 //! `oras copy --to-oci-layout` and `skopeo copy … oci:…` write it. It is asked first; what it lacks comes from the registry,
 //! unless there is none.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -155,6 +156,18 @@ impl Source {
             all.push(fetched);
         }
         Ok(all)
+    }
+
+    /// Removes images of firmware that nobody names any more. Not while something is fetched.
+    pub fn sweep(&self, keep: &BTreeSet<Digest>) {
+        let keep: BTreeSet<String> = keep.iter().map(Digest::hex).collect();
+        let Ok(entries) = std::fs::read_dir(&self.config.cache) else { return };
+        for entry in entries.flatten() {
+            let named = entry.file_name().to_str().is_some_and(|name| keep.contains(name));
+            if !named && let Err(error) = std::fs::remove_file(entry.path()) {
+                tracing::debug!(%error, path = %entry.path().display(), "an old image of firmware was not removed");
+            }
+        }
     }
 
     async fn fetch(&self, component: &ComponentRef) -> Result<Fetched, SourceError> {
@@ -527,6 +540,11 @@ pub(crate) mod tests {
         assert_eq!((size, manifest.as_str()), (11, "fieldgate-firmware-v1\n"));
         let cached = dir.path().join("cache").join(digest.hex());
         assert_eq!(std::fs::read(&cached).unwrap(), image);
+        source.sweep(&[digest].into());
+        assert!(cached.exists());
+        source.sweep(&BTreeSet::new());
+        assert!(!cached.exists(), "nobody names it any more");
+        source.fetch(&component("oci://registry.example/fw", "1")).await.unwrap();
         std::fs::remove_file(&cached).unwrap();
         std::fs::write(root.join("registry.example/fw/blobs/sha256").join(digest.hex()), b"other bytes").unwrap();
         assert!(source.fetch(&component("oci://registry.example/fw", "1")).await.is_err());

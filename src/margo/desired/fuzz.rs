@@ -16,3 +16,17 @@ pub fn fuzz_desired(data: &[u8]) {
     let _refused = crate::margo::deployment::Deployment::parse(data);
     let _refused = crate::margo::identity::TrustBundle::parse(data);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(data in proptest::collection::vec(any::<u8>(), 0..600)) {
+            fuzz_desired(&data);
+        }
+    }
+}

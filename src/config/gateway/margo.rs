@@ -1,0 +1,421 @@
+//! Reads `[margo]`: the fleet manager that this gateway is a client of.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::super::checked::Identity;
+use super::super::reader::Reader;
+use super::super::secret::path;
+use super::super::tree::{Item, Node};
+use super::super::value::{boolean, choice, host_port, id, line, millis, number};
+use crate::margo::api::Base;
+use crate::margo::capabilities::{
+    Architecture, Cpu, DeploymentType, Hosting, INTERFACES, Interface, PERIPHERALS, Peripheral, Runtime,
+    is_extension_name, is_label, parse_quantity,
+};
+use crate::margo::component::SourceConfig;
+use crate::margo::config::{Config, Details, Generation, Mode};
+use crate::margo::identity::{BundleSource, FirstContact, IdentityFiles, TlsVersions};
+use crate::margo::plant::Functions;
+use crate::margo::polling::{Polling, Window};
+use crate::margo::reconcile::Wildcard;
+use crate::margo::words::DevicePath;
+use crate::model::DeviceId;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Interfaces {
+    Rc3,
+    Preview,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Modes {
+    SeeThru,
+    Opaque,
+    Transparent,
+}
+
+/// `None` when it is switched off or cannot be used, which was reported.
+pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<Config> {
+    let directory = gateway.data_dir.join("margo");
+    let url = section.required("url", "url = \"https://wfm.example\"", |item| {
+        Base::new(&line(1_000)(item)?).map_err(|error| error.to_string())
+    });
+    let own = DevicePath::new(gateway.id.as_str()).ok();
+    let device = section.optional("id", |item| DevicePath::new(&line(259)(item)?).map_err(|e| e.to_string())).or(own);
+    const MODES: &[(&str, Modes)] =
+        &[("see-thru", Modes::SeeThru), ("opaque", Modes::Opaque), ("transparent", Modes::Transparent)];
+    let mode = section.or("mode", Modes::SeeThru, choice(MODES));
+    const WILDCARDS: &[(&str, Wildcard)] =
+        &[("one", Wildcard::One), ("every", Wildcard::Every), ("refused", Wildcard::Refused)];
+    let identity = identity(&section.section("identity", "margo.identity"), &directory);
+    let (devices, identities) = devices(section, mode);
+    let generation = generation(section);
+    // Everything is read before anything is given up, so that every mistake is reported at once.
+    let (timeout, wildcard, enabled) = (
+        section.or("timeout", Duration::from_secs(30), millis(1_000, 600_000)),
+        section.or("wildcard", Wildcard::One, choice(WILDCARDS)),
+        section.or("enabled", true, boolean),
+    );
+    let polling = polling(&section.section("polling", "margo.polling"));
+    let source = artifacts(&section.section("artifacts", "margo.artifacts"), directory.join("firmware"));
+    let delegate = delegate(&section.section("delegate", "margo.delegate"), Functions::default());
+    let gateway = section.table("gateway", "margo.gateway").map(|table| details(&table)).unwrap_or_default();
+    let mode = match mode {
+        Modes::SeeThru => Mode::SeeThru,
+        Modes::Opaque => Mode::Opaque,
+        Modes::Transparent => Mode::Transparent(identities),
+    };
+    let (url, generation, device) = (url?, generation?, device?);
+    let config = Config {
+        url,
+        generation,
+        identity,
+        mode,
+        device,
+        timeout,
+        polling,
+        wildcard,
+        source,
+        delegate,
+        gateway,
+        devices,
+        directory,
+    };
+    enabled.then_some(config)
+}
+
+fn identity(section: &Reader<'_>, directory: &std::path::Path) -> IdentityFiles {
+    // They may not be there yet: `fieldgate margo join` makes the key and the request.
+    IdentityFiles {
+        chain: section.optional("cert", path).unwrap_or_else(|| directory.join("svid.pem")),
+        key: section.optional("key", path).unwrap_or_else(|| directory.join("svid.key")),
+    }
+}
+
+fn generation(section: &Reader<'_>) -> Option<Generation> {
+    let interface = section.or(
+        "interface",
+        Interfaces::Rc3,
+        choice(&[("rc.3", Interfaces::Rc3), ("preview", Interfaces::Preview)]),
+    );
+    let trust = section.section("trust", "margo.trust");
+    let ca = trust.file("ca");
+    let pss = trust.or("rsa_pss", true, boolean);
+    let tls = if trust.or("tls12", false, boolean) { TlsVersions::Also12 } else { TlsVersions::Only13 };
+    let max_age = trust.or("max_connection_age", Duration::from_secs(3_600), millis(10_000, 86_400_000));
+    let bundle = bundle(&trust, interface == Interfaces::Rc3);
+    match interface {
+        Interfaces::Rc3 => Some(Generation::Rc3 { bundle: bundle?, tls, max_age }),
+        Interfaces::Preview => {
+            if ca.is_none() && !trust.has("ca") {
+                let text = "`ca` is missing: the preview interface verifies the server by an authority and its name";
+                trust.context.error(&trust.table.place, trust.key("ca"), text);
+            }
+            Some(Generation::Preview { ca: ca?, pss })
+        }
+    }
+}
+
+fn bundle(trust: &Reader<'_>, wanted: bool) -> Option<BundleSource> {
+    let contact = FirstContact { anchors: trust.file("anchors"), pins: trust.list("pins", pin).unwrap_or_default() };
+    let (has_anchors, discover) = (trust.has("anchors"), trust.or("discover", false, boolean));
+    let place = trust.optional("bundle", |item| {
+        let text = line(1_000)(item)?;
+        Ok(if text.contains("://") { Err(https(&text)?) } else { Ok(path(item)?) })
+    });
+    if !wanted {
+        return None;
+    }
+    if !trust.has("bundle") {
+        let text =
+            "`bundle` is missing; write a file or https://…, with `discover = true` the origin that says where it is";
+        trust.context.error(&trust.table.place, trust.key("bundle"), text);
+    }
+    match place? {
+        Ok(_) if discover => {
+            trust.error("discover", "needs `bundle` to be the https origin of the fleet manager, not a file");
+            None
+        }
+        Ok(file) => Some(BundleSource::File(file)),
+        Err(_) if !has_anchors && contact.pins.is_empty() => {
+            let text = "first contact needs `anchors` (a PEM file) or `pins`: nobody is trusted on first use";
+            trust.error("bundle", text);
+            None
+        }
+        Err(url) if discover => Some(BundleSource::Discovery { url, contact }),
+        Err(url) => Some(BundleSource::Uri { url, contact }),
+    }
+}
+
+fn pin(item: &Item) -> Result<crate::margo::words::Digest, String> {
+    FirstContact::parse_pin(&line(100)(item)?).map_err(|error| error.to_string())
+}
+
+fn https(text: &str) -> Result<String, String> {
+    match Base::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("\"{text}\" is no address; write https://host[:port]/path")),
+    }
+}
+
+fn polling(section: &Reader<'_>) -> Polling {
+    let window = |item: &Item| Window::parse(&line(100)(item)?).map_err(|error| error.to_string());
+    Polling {
+        every: section.or("every", Duration::from_secs(60), millis(1_000, 86_400_000)),
+        hours: section.list("hours", window).unwrap_or_default(),
+        downtime: section.list("downtime", window).unwrap_or_default(),
+    }
+}
+
+fn artifacts(section: &Reader<'_>, cache: PathBuf) -> SourceConfig {
+    let host = |item: &Item| host_port(&line(300)(item)?, Some(0)).and(line(300)(item));
+    let (user, password) = (section.optional("user", line(1_000)), section.secret("password"));
+    if user.is_some() != password.is_some() {
+        let there = if user.is_some() { "user" } else { "password" };
+        section.error(there, "a registry's login needs both `user` and `password`");
+    }
+    SourceConfig {
+        directory: section.optional("directory", path),
+        registries: section.or("registries", true, boolean),
+        ca: section.file("ca"),
+        plain: section.list("plain", host).unwrap_or_default(),
+        login: user.zip(password),
+        cache,
+    }
+}
+
+fn delegate(section: &Reader<'_>, default: Functions) -> Functions {
+    Functions {
+        configuration: section.or("configuration", default.configuration, boolean),
+        recipe: section.or("recipe", default.recipe, boolean),
+        firmware: section.or("firmware", default.firmware, boolean),
+    }
+}
+
+type Devices = (BTreeMap<DeviceId, Details>, BTreeMap<DeviceId, IdentityFiles>);
+
+fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
+    let (mut all, mut identities) = (BTreeMap::new(), BTreeMap::new());
+    for reader in section.tables("device", "margo.device") {
+        let found = reader.required("id", "id = \"pump-1\"", id::<DeviceId>);
+        let details = details(&reader);
+        let files = reader.optional("cert", path).zip(reader.optional("key", path));
+        if reader.has("cert") != reader.has("key") {
+            reader.error(if reader.has("cert") { "cert" } else { "key" }, "an identity needs both `cert` and `key`");
+        }
+        if files.is_some() && mode != Modes::Transparent {
+            reader.warn("cert", "is not used: only with mode = \"transparent\" devices have identities of their own");
+        }
+        let Some(device) = found else { continue };
+        if let Some((chain, key)) = files {
+            identities.insert(device.clone(), IdentityFiles { chain, key });
+        }
+        if all.insert(device.clone(), details).is_some() {
+            reader.error("id", format!("device {device} stands here twice"));
+        }
+    }
+    if mode == Modes::Transparent && identities.is_empty() {
+        section.error(
+            "mode",
+            "a transparent gateway needs [[margo.device]] with `id`, `cert` and `key` for each device to show",
+        );
+    }
+    (all, identities)
+}
+
+fn details(reader: &Reader<'_>) -> Details {
+    let text = |key| reader.optional(key, line(200));
+    Details {
+        vendor: text("vendor"),
+        model: text("model"),
+        serial: text("serial"),
+        labels: named(reader, "labels", |_| true, is_label, "a text, number, boolean, or list of texts or of numbers"),
+        extensions: named(
+            reader,
+            "extensions",
+            is_extension_name,
+            Value::is_object,
+            "a table; its name is x-<name>-extensions",
+        ),
+        delegate: reader.table("delegate", "margo.delegate").map(|table| delegate(&table, Functions::default())),
+        hosting: reader.table("hosting", "margo.hosting").and_then(|table| hosting(&table)),
+    }
+}
+
+fn named(
+    reader: &Reader<'_>,
+    key: &'static str,
+    name_fits: impl Fn(&str) -> bool,
+    value_fits: impl Fn(&Value) -> bool,
+    help: &str,
+) -> BTreeMap<String, Value> {
+    let mut all = BTreeMap::new();
+    for (name, place, item) in reader.names(key) {
+        match json(item).filter(|value| value_fits(value) && name_fits(name)) {
+            Some(value) => drop(all.insert(name.to_owned(), value)),
+            None => reader.context.error(place, reader.key(key), format!("`{name}` must be {help}")),
+        }
+    }
+    all
+}
+
+fn json(item: &Item) -> Option<Value> {
+    Some(match &item.node {
+        Node::Text(text) | Node::Cell(text) => text.as_str().into(),
+        Node::Integer(number) => (*number).into(),
+        Node::Float(number) => serde_json::Number::from_f64(*number)?.into(),
+        Node::Bool(boolean) => (*boolean).into(),
+        Node::Other(_) => return None,
+        Node::List(items) => items.iter().map(json).collect::<Option<Vec<_>>>()?.into(),
+        Node::Table(table) => {
+            let entries = table.entries.iter().map(|(name, entry)| Some((name.clone(), json(&entry.item)?)));
+            Value::Object(entries.collect::<Option<_>>()?)
+        }
+    })
+}
+
+fn quantity(item: &Item) -> Result<String, String> {
+    let text = line(40)(item)?;
+    match parse_quantity(&text) {
+        Some(_) => Ok(text),
+        None => Err(format!("\"{text}\" is no quantity; write such as \"12Gi\" or \"512Mi\"")),
+    }
+}
+
+fn one_of(words: &'static [&'static str]) -> impl Fn(&Item) -> Result<String, String> {
+    move |item| {
+        let text = line(40)(item)?;
+        if words.contains(&text.as_str()) {
+            Ok(text)
+        } else {
+            Err(format!("\"{text}\" is none of {}", words.join(", ")))
+        }
+    }
+}
+
+fn hosting(section: &Reader<'_>) -> Option<Hosting> {
+    const ARCHITECTURES: &[(&str, Architecture)] =
+        &[("amd64", Architecture::Amd64), ("arm64", Architecture::Arm64), ("arm", Architecture::Arm)];
+    const RUNTIMES: &[(&str, Runtime)] = &[("oci", Runtime::Oci), ("custom", Runtime::Custom)];
+    const TYPES: &[(&str, DeploymentType)] =
+        &[("helm", DeploymentType::Helm), ("compose", DeploymentType::Compose), ("custom", DeploymentType::Custom)];
+    let cpus: Vec<Cpu> = section
+        .tables("cpu", "margo.hosting.cpu")
+        .iter()
+        .filter_map(|cpu| {
+            let cores = cpu.required("cores", "cores = 4", number).filter(|cores| *cores > 0.0);
+            let architecture = cpu.required("architecture", "architecture = \"amd64\"", choice(ARCHITECTURES));
+            Some(Cpu { cores: cores?, architecture: architecture? })
+        })
+        .collect();
+    let peripherals: Vec<Peripheral> = section
+        .tables("peripheral", "margo.hosting.peripheral")
+        .iter()
+        .filter_map(|peripheral| {
+            let text = |key| peripheral.optional(key, line(200));
+            let (manufacturer, model) = (text("manufacturer"), text("model"));
+            let kind = peripheral.required("type", "type = \"display\"", one_of(&PERIPHERALS))?;
+            Some(Peripheral { kind, manufacturer, model })
+        })
+        .collect();
+    let interfaces = section.list("interfaces", one_of(&INTERFACES)).unwrap_or_default();
+    let runtimes = section.list("runtimes", choice(RUNTIMES)).unwrap_or_default();
+    let deployment_types = section.list("deployment_types", choice(TYPES)).unwrap_or_default();
+    let (memory, storage) = (
+        section.required("memory", "memory = \"2Gi\"", quantity),
+        section.required("storage", "storage = \"8Gi\"", quantity),
+    );
+    if cpus.is_empty() || runtimes.is_empty() || deployment_types.is_empty() {
+        let text = "a device that hosts has at least one [[cpu]], `runtimes` and `deployment_types`";
+        section.context.error(&section.table.place, section.key("cpu"), text);
+        return None;
+    }
+    Some(Hosting {
+        cpus,
+        memory: memory?,
+        storage: storage?,
+        peripherals,
+        interfaces: interfaces.into_iter().map(|kind| Interface { kind }).collect(),
+        otel_collector: true,
+        runtimes,
+        deployment_types,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::load;
+
+    fn write(dir: &Path, margo: &str) {
+        std::fs::write(dir.join("fieldgate.toml"), format!("[gateway]\nid = \"gw-7\"\n{margo}")).unwrap();
+        std::fs::write(dir.join("anchors.pem"), "not read by the loader").unwrap();
+    }
+
+    fn problems(margo: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), margo);
+        load(dir.path()).map_or_else(|problems| problems.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn a_short_section_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        write(
+            dir.path(),
+            "[margo]\nurl = \"https://wfm.example/v1alpha2/margo\"\ntrust = { bundle = \"bundle.json\" }\n",
+        );
+        let margo = load(dir.path()).unwrap().gateway.margo.unwrap();
+        assert_eq!(
+            (margo.device.as_str(), margo.url.to_string().as_str()),
+            ("gw-7", "https://wfm.example/v1alpha2/margo")
+        );
+        assert!(margo.identity.key.ends_with("data/margo/svid.key"));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (margo, told) in [
+            ("[margo]\nurl = \"http://wfm\"\ntrust = { bundle = \"b\" }\n", "is no address of a fleet manager"),
+            ("[margo]\nurl = \"https://wfm\"\n", "`bundle` is missing"),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"https://t/b\" }\n",
+                "nobody is trusted on first use",
+            ),
+            ("[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"https://t/b\", pins = \"x\" }\n", "the pin \"x\""),
+            ("[margo]\nurl = \"https://wfm\"\ninterface = \"preview\"\n", "`ca` is missing"),
+            (
+                "[margo]\nurl = \"https://wfm\"\nmode = \"transparent\"\ntrust = { bundle = \"b\" }\n",
+                "a transparent gateway needs",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\npolling = { hours = \"x\" }\n",
+                "is no window",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\ngateway = { labels = { a = { b = 1 } } }\n",
+                "`a` must be a text",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\ngateway = { extensions = { a = { b = 1 } } }\n",
+                "x-<name>-extensions",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\ngateway = { hosting = { memory = \"2Gi\", storage = \"lots\" } }\n",
+                "is no quantity",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\nartifacts = { user = \"u\" }\n",
+                "needs both `user` and `password`",
+            ),
+        ] {
+            let found = problems(margo);
+            assert!(found.contains(told), "{told:?} is not in {found}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The settings of the client, checked.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::api::Base;
+use super::capabilities::Hosting;
+use super::component::SourceConfig;
+use super::identity::{BundleSource, IdentityFiles, TlsVersions};
+use super::plant::Functions;
+use super::polling::Polling;
+use super::reconcile::Wildcard;
+use super::words::DevicePath;
+use crate::model::DeviceId;
+
+/// Which interface is spoken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Generation {
+    /// 1.0.0-rc.3: mutual TLS with SVIDs.
+    Rc3 {
+        /// Where the trust bundle comes from.
+        bundle: BundleSource,
+        /// Versions of TLS.
+        tls: TlsVersions,
+        /// Longest life of a connection; a tenth of the SVID's life, if that is shorter.
+        max_age: Duration,
+    },
+    /// The preview release: onboarding and signed requests.
+    Preview {
+        /// PEM file of the authorities that the server is verified by.
+        ca: PathBuf,
+        /// rsa-pss-sha512 for RSA keys, instead of rsa-v1_5-sha256.
+        pss: bool,
+    },
+}
+
+/// What the fleet manager sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// The gateway and each child.
+    SeeThru,
+    /// One device.
+    Opaque,
+    /// Each of these devices by itself, with an identity of its own.
+    Transparent(BTreeMap<DeviceId, IdentityFiles>),
+}
+
+/// What is said about a device, and what it delegates to Margo.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Details {
+    /// Instead of what the device reveals.
+    pub vendor: Option<String>,
+    /// Instead of what the device reveals.
+    pub model: Option<String>,
+    /// Instead of what the device reveals.
+    pub serial: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, Value>,
+    /// `x-…-extensions`.
+    pub extensions: BTreeMap<String, Value>,
+    /// What may be deployed to it; `None` is the default of all devices.
+    pub delegate: Option<Functions>,
+    /// Resources, for a device that hosts workloads.
+    pub hosting: Option<Hosting>,
+}
+
+/// All settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The fleet manager.
+    pub url: Base,
+    /// Which interface.
+    pub generation: Generation,
+    /// Our SVID, or the certificate that signs requests.
+    pub identity: IdentityFiles,
+    /// What it sees.
+    pub mode: Mode,
+    /// The gateway's `deviceId`.
+    pub device: DevicePath,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+    /// When it is asked.
+    pub polling: Polling,
+    /// What `gateway/*` means.
+    pub wildcard: Wildcard,
+    /// Where components come from.
+    pub source: SourceConfig,
+    /// What may be deployed to devices that say nothing else.
+    pub delegate: Functions,
+    /// The gateway itself.
+    pub gateway: Details,
+    /// Devices about which something is said.
+    pub devices: BTreeMap<DeviceId, Details>,
+    /// Where the trust bundle is cached and the status is written.
+    pub directory: PathBuf,
+}

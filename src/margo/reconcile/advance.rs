@@ -1,0 +1,333 @@
+//! One deployment on one device: what comes next, and what an answer means.
+
+use std::sync::Arc;
+
+use super::core::{JOBS, Job, PlacementKey, Reconciler, Retry, Running};
+use super::record::{Begun, Part, Placement};
+use super::report;
+use crate::margo::api::{State, StatusError};
+use crate::margo::component::{PointValue, Work};
+use crate::margo::plant::{Act, Before, Order, Refusal};
+use crate::margo::words::Digest;
+
+/// Code of a status when the device does not answer.
+const UNREACHABLE: &str = "102";
+const CONFLICT: &str = "conflict";
+
+impl Placement {
+    /// Whether everything was undone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.leaving && self.parts.iter().all(|part| part.state == State::Removed && part.order.is_none())
+    }
+}
+
+impl Part {
+    fn needs_work(&self) -> bool {
+        self.wanted.is_some() && (self.wanted != self.applied || self.touched.is_some())
+    }
+
+    fn has_code(&self, code: &str) -> bool {
+        self.error.as_ref().is_some_and(|error| error.code == code)
+    }
+}
+
+impl Reconciler {
+    /// Whether nothing is left to do, but by an update.
+    pub(super) fn settled(&self, placement: &Placement) -> bool {
+        let aligned = self.records.get(&placement.deployment).is_some_and(|record| {
+            let ready = record.ready.as_ref().map(|ready| ready.digest);
+            ready.is_none_or(|ready| record.wanted != Some(ready)) || placement.aligned == ready
+        });
+        let rests = |part: &Part| part.order.is_none() && part.wanted.is_some() && !part.needs_work();
+        aligned && !placement.leaving && placement.parts.iter().all(rests)
+    }
+
+    /// Whether a placement can do nothing without a job: it knows its components, and its device answers.
+    pub(super) fn waits(&self, key: &PlacementKey) -> bool {
+        let placement = self.placements.get(key);
+        let aligned = placement.is_some_and(|placement| {
+            let ready = self.records.get(&key.0).and_then(|record| record.ready.as_ref()).map(|ready| ready.digest);
+            placement.leaving || placement.aligned == ready
+        });
+        aligned && self.devices.get(&key.1).is_some_and(|view| view.reachable)
+    }
+
+    fn is_busy(&self, path: &crate::margo::words::DevicePath) -> bool {
+        self.running.values().any(|job| matches!(job, Running::Part((_, busy), _) if busy == path))
+    }
+
+    /// Takes the next step of a placement, if there is one now.
+    pub(super) fn step_placement(&mut self, key: &PlacementKey, now_ns: u64) {
+        let Some(mut placement) = self.placements.remove(key) else { return };
+        let before = placement.clone();
+        self.align(&mut placement);
+        if !self.is_busy(&placement.path) {
+            self.next_act(key, &mut placement, now_ns);
+        }
+        if placement != before {
+            self.changed.insert(key.clone());
+        }
+        self.placements.insert(key.clone(), placement);
+    }
+
+    /// Holds the parts against the newest components. Not while an order is under way: its answer is about the old ones.
+    fn align(&mut self, placement: &mut Placement) {
+        let Some(record) = self.records.get(&placement.deployment) else { return };
+        let Some(ready) = record.ready.as_ref().filter(|ready| record.wanted == Some(ready.digest)) else { return };
+        let waiting = placement.parts.iter().any(|part| part.order.is_some());
+        if placement.leaving || waiting || placement.aligned == Some(ready.digest) {
+            return;
+        }
+        let mut old = std::mem::take(&mut placement.parts);
+        for wanted in &ready.parts {
+            let known = old.iter().position(|part| part.name == wanted.name);
+            let mut part = known.map_or_else(|| Part::new(&wanted.name), |at| old.remove(at));
+            part.wanted = Some(wanted.work);
+            part.error = None;
+            part.state = if part.needs_work() { State::Pending } else { State::Installed };
+            placement.parts.push(part);
+        }
+        // What the new revision leaves out is undone first, so that it cannot undo what the new one does.
+        for mut part in old.into_iter().filter(|part| part.in_force().is_some()) {
+            (part.wanted, part.error) = (None, None);
+            placement.parts.push(part);
+        }
+        placement.aligned = Some(ready.digest);
+        if placement.parts.iter().all(|part| part.wanted.is_some() && !part.needs_work()) {
+            placement.begun = Some(Begun { digest: ready.digest, version: self.head });
+        }
+    }
+
+    fn next_act(&mut self, key: &PlacementKey, placement: &mut Placement, now_ns: u64) {
+        if placement.leaving && !self.devices.contains_key(&placement.path) {
+            // The device is gone for good: there is nothing left to undo anything on.
+            for part in &mut placement.parts {
+                (part.state, part.error, part.order) = (State::Removed, None, None);
+            }
+            return;
+        }
+        if let Some(at) = placement.parts.iter().position(|part| part.order.is_some()) {
+            return self.give_again(key, placement, at);
+        }
+        let reachable = self.devices.get(&placement.path).is_some_and(|view| view.reachable);
+        if !reachable {
+            return self.unreachable(placement);
+        }
+        if self.undo_next(key, placement, now_ns) {
+            return;
+        }
+        self.apply_next(key, placement, now_ns);
+    }
+
+    fn unreachable(&self, placement: &mut Placement) {
+        let error = StatusError::unreachable(&self.scope.top);
+        let leaving = placement.leaving;
+        for part in &mut placement.parts {
+            let undo = leaving || part.wanted.is_none();
+            match part.in_force() {
+                None if undo => (part.state, part.error) = (State::Removed, None),
+                _ if undo => (part.state, part.error) = (State::Removing, Some(error.clone())),
+                _ if part.needs_work() && (part.state != State::Failed || part.has_code(UNREACHABLE)) => {
+                    part.fail(error.clone())
+                }
+                _ => {}
+            }
+        }
+        if !leaving {
+            placement.parts.retain(|part| part.wanted.is_some() || part.state != State::Removed);
+        }
+    }
+
+    /// Undoes the last part that is to go; whether there is one, so that nothing is applied before.
+    fn undo_next(&mut self, key: &PlacementKey, placement: &mut Placement, now_ns: u64) -> bool {
+        let leaving = placement.leaving;
+        for part in &mut placement.parts {
+            if (leaving || part.wanted.is_none()) && part.in_force().is_none() {
+                (part.state, part.error) = (State::Removed, None);
+            }
+        }
+        if !leaving {
+            placement.parts.retain(|part| part.wanted.is_some() || part.in_force().is_some());
+        }
+        let goes = |part: &Part| (leaving || part.wanted.is_none()) && part.in_force().is_some();
+        let Some(at) = placement.parts.iter().rposition(goes) else { return leaving };
+        let retry = Retry::Part(key.clone(), placement.parts[at].name.clone());
+        if self.running.len() < JOBS && self.may_try(&retry, now_ns) {
+            let name = placement.parts[at].name.clone();
+            let order = placement.next_order(&name);
+            let part = &mut placement.parts[at];
+            (part.state, part.error, part.order) = (State::Removing, None, Some((order, true)));
+            self.give_again(key, placement, at);
+        }
+        true
+    }
+
+    fn apply_next(&mut self, key: &PlacementKey, placement: &mut Placement, now_ns: u64) {
+        let Some(at) = placement.parts.iter().position(Part::needs_work) else { return };
+        let path = placement.path.clone();
+        let part = &mut placement.parts[at];
+        let may_pass = part.has_code(UNREACHABLE) || part.has_code(CONFLICT) || Self::is_objection(part);
+        if part.state == State::Failed && !may_pass {
+            return;
+        }
+        let retry = Retry::Part(key.clone(), part.name.clone());
+        if let Some((code, why)) = self.objection(key, part) {
+            // Said once: an objection stays until somebody changes something.
+            if !part.has_code(code) {
+                part.fail(report::error(&self.scope.top, code, &why));
+            }
+            return;
+        }
+        if self.running.len() >= JOBS || !self.may_try(&retry, now_ns) {
+            return;
+        }
+        let Some(work) = part.wanted.and_then(|work| self.works.get(&work)).cloned() else { return };
+        (part.state, part.error) = (State::Pending, None);
+        let device = self.devices.get(&path).and_then(|view| view.device.clone());
+        self.begin(Running::Part(key.clone(), part.name.clone()), Job::Before { device, work });
+    }
+
+    fn is_objection(part: &Part) -> bool {
+        ["not-supported", "not-delegated", "does-not-fit"].iter().any(|code| part.has_code(code))
+    }
+
+    /// Why a part cannot be applied on its device now.
+    fn objection(&self, key: &PlacementKey, part: &Part) -> Option<(&'static str, String)> {
+        let digest = part.wanted?;
+        let work = self.works.get(&digest)?;
+        let record = self.records.get(&key.0)?;
+        let ready = record.ready.as_ref()?.parts.iter().find(|ready| ready.name == part.name)?;
+        if let Some(objection) = self.devices.get(&key.1)?.objection(ready, work) {
+            return Some(objection);
+        }
+        let claims = work.claims();
+        let others = self.placements.values().filter(|other| other.path == key.1 && other.deployment != key.0);
+        for other in others {
+            let held = other.parts.iter().filter_map(|part| self.works.get(&part.in_force()?));
+            let taken = held.flat_map(|work| work.claims()).find(|claim| claims.contains(claim));
+            if let Some(claim) = taken {
+                let name = &part.name;
+                return Some((CONFLICT, format!("{name}: {claim} is held by deployment {}", other.deployment)));
+            }
+        }
+        None
+    }
+
+    /// Gives the order of a part, for the first time or after a restart.
+    fn give_again(&mut self, key: &PlacementKey, placement: &Placement, at: usize) {
+        let part = &placement.parts[at];
+        let Some((order, undo)) = &part.order else { return };
+        let work = if *undo { part.in_force() } else { part.wanted };
+        let Some(work) = work.and_then(|work| self.works.get(&work)).cloned() else { return };
+        let act = match undo {
+            true => Act::Undo { work: work.as_ref().clone(), before: part.before.clone() },
+            false => Act::Apply(effective(&work, &part.before)),
+        };
+        let device =
+            self.devices.get(&placement.path).map_or_else(|| placement.device.clone(), |view| view.device.clone());
+        let actor = format!("margo:{}", placement.deployment);
+        self.begin(
+            Running::Part(key.clone(), part.name.clone()),
+            Job::Order(Order { key: order.clone(), device, actor, act }),
+        );
+    }
+
+    /// The plant said what is in force: the order can be given.
+    pub(super) fn prepared(&mut self, key: &PlacementKey, name: &str, before: Result<Before, Refusal>, now_ns: u64) {
+        let Some(mut placement) = self.placements.remove(key) else { return };
+        let current = placement
+            .aligned
+            .is_some_and(|aligned| self.records.get(&key.0).is_some_and(|record| record.wanted == Some(aligned)));
+        if let Some(at) = placement.parts.iter().position(|part| part.name == name && part.needs_work())
+            && current
+            && !placement.leaving
+        {
+            match before {
+                Ok(before) => {
+                    let order = placement.next_order(name);
+                    let digest = placement.aligned;
+                    let part = &mut placement.parts[at];
+                    let is_first = part.in_force().is_none();
+                    part.before = merged(std::mem::take(&mut part.before), before, is_first);
+                    part.touched = part.wanted;
+                    (part.state, part.error, part.order) = (State::Installing, None, Some((order, false)));
+                    placement.begun = digest.map(|digest| Begun { digest, version: self.head });
+                    self.give_again(key, &placement, at);
+                }
+                Err(refusal) => self.refused(key, &mut placement.parts[at], &refusal, false, now_ns),
+            }
+            self.changed.insert(key.clone());
+        }
+        self.placements.insert(key.clone(), placement);
+    }
+
+    /// The plant answered an order.
+    pub(super) fn answered(&mut self, key: &PlacementKey, name: &str, done: Result<(), Refusal>, now_ns: u64) {
+        let Some(mut placement) = self.placements.remove(key) else { return };
+        let (works, leaving) = (self.works.clone(), placement.leaving);
+        if let Some(part) = placement.parts.iter_mut().find(|part| part.name == name)
+            && let Some((_, undo)) = part.order.take()
+        {
+            match done {
+                Ok(()) if undo => {
+                    (part.applied, part.touched, part.before) = (None, None, Before::default());
+                    (part.state, part.error) =
+                        (if leaving || part.wanted.is_none() { State::Removed } else { State::Pending }, None);
+                    self.forget_retry(&Retry::Part(key.clone(), name.to_owned()));
+                }
+                Ok(()) => {
+                    (part.applied, part.touched) = (part.wanted, None);
+                    (part.state, part.error) = (State::Installed, None);
+                    keep_only_written(part, works.get(&part.applied.unwrap_or_else(|| Digest::of(b""))));
+                    self.forget_retry(&Retry::Part(key.clone(), name.to_owned()));
+                }
+                Err(refusal) => self.refused(key, part, &refusal, undo, now_ns),
+            }
+            self.changed.insert(key.clone());
+        }
+        self.placements.insert(key.clone(), placement);
+    }
+
+    fn refused(&mut self, key: &PlacementKey, part: &mut Part, refusal: &Refusal, undo: bool, now_ns: u64) {
+        match (refusal.unreachable, undo) {
+            (true, true) => {
+                (part.state, part.error) = (State::Removing, Some(StatusError::unreachable(&self.scope.top)));
+            }
+            (true, false) => part.fail(StatusError::unreachable(&self.scope.top)),
+            (false, _) => part.fail(report::error(&key.1, &refusal.code, &refusal.message)),
+        }
+        // An undo is tried again whatever it was: nobody can ask for it a second time.
+        if refusal.unreachable || undo {
+            self.later(Retry::Part(key.clone(), part.name.clone()), now_ns);
+        }
+    }
+}
+
+/// What was there before the first revision, and of points that a later one adds, before that.
+fn merged(old: Before, new: Before, is_first: bool) -> Before {
+    if is_first {
+        return new;
+    }
+    let mut values = new.values;
+    values.extend(old.values);
+    Before { values, token: old.token.or(new.token) }
+}
+
+/// A recipe with what an older revision wrote and this one does not, put back.
+fn effective(work: &Arc<Work>, before: &Before) -> Work {
+    match work.as_ref() {
+        Work::Recipe { values } => {
+            let dropped = before.values.iter().filter(|(point, _)| values.iter().all(|value| value.point != **point));
+            let back = dropped.map(|(point, value)| PointValue { point: point.clone(), value: value.clone() });
+            Work::Recipe { values: back.chain(values.iter().cloned()).collect() }
+        }
+        other => other.clone(),
+    }
+}
+
+/// Points that were put back are not ours any more.
+fn keep_only_written(part: &mut Part, work: Option<&Arc<Work>>) {
+    if let Some(Work::Recipe { values }) = work.map(AsRef::as_ref) {
+        part.before.values.retain(|point, _| values.iter().any(|value| value.point == *point));
+    }
+}

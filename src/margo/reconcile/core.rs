@@ -1,0 +1,595 @@
+//! The whole of it: what happened comes in, a step comes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::place::{DeviceView, Look, Placed, Scope, Works, place};
+use super::record::{PLACEMENTS, Placement, RECORDS, Ready, ReadyPart, Record};
+use super::report;
+use crate::margo::api::{Backoff, DeploymentStatus, StatusError};
+use crate::margo::component::{Fetched, Work};
+use crate::margo::deployment::{Deployment, DeploymentError, Profile};
+use crate::margo::desired::Manifest;
+use crate::margo::outbox::{self, Outbox};
+use crate::margo::plant::{Before, Order, Refusal};
+use crate::margo::storage::{Change, Storage, StorageError, get_blob, put_blob, read};
+use crate::margo::words::{DeploymentId, DevicePath, Digest, Target};
+use crate::model::DeviceId;
+
+/// Jobs at a time.
+pub(super) const JOBS: usize = 8;
+/// Shortest pause before something is tried again that may pass.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Names a job.
+pub type JobId = u64;
+
+/// Something to do, slow.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Job {
+    /// Fetch the components of a deployment.
+    Fetch(Arc<Deployment>),
+    /// Ask what is in force of what a work would change.
+    Before {
+        /// Where; `None` is the gateway itself.
+        device: Option<DeviceId>,
+        /// What would change it.
+        work: Arc<Work>,
+    },
+    /// Carry out an order.
+    Order(Order),
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Of [`Job::Fetch`]; an error says whether it may pass, a code and why.
+    Fetched(Result<Vec<Fetched>, (bool, &'static str, String)>),
+    /// Of [`Job::Before`].
+    Before(Result<Before, Refusal>),
+    /// Of [`Job::Order`].
+    Done(Result<(), Refusal>),
+}
+
+/// What a step asks for: first the changes, durable, then the jobs.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// To commit in this order.
+    pub changes: Vec<Change>,
+    /// To begin once they are durable.
+    pub jobs: Vec<(JobId, Job)>,
+}
+
+pub(super) type PlacementKey = (DeploymentId, DevicePath);
+
+/// A job that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Running {
+    Fetch(DeploymentId, Digest),
+    Part(PlacementKey, String),
+}
+
+/// What is tried again later.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Retry {
+    Fetch(DeploymentId),
+    Part(PlacementKey, String),
+}
+
+/// Deployments on devices. See the module.
+#[derive(Debug)]
+pub struct Reconciler {
+    pub(super) scope: Scope,
+    pub(super) head: u64,
+    pub(super) records: BTreeMap<DeploymentId, Record>,
+    pub(super) placements: BTreeMap<PlacementKey, Placement>,
+    deployments: BTreeMap<DeploymentId, Result<Arc<Deployment>, DeploymentError>>,
+    pub(super) works: Works,
+    pub(super) devices: BTreeMap<DevicePath, DeviceView>,
+    /// Before the first inventory nobody knows whether a child is unknown.
+    inventory_known: bool,
+    outbox: Outbox,
+    pub(super) running: BTreeMap<JobId, Running>,
+    next_job: JobId,
+    retries: BTreeMap<Retry, (u64, Backoff)>,
+    /// Records to place again.
+    stirred: BTreeSet<DeploymentId>,
+    /// Placements and records that changed in this step.
+    pub(super) changed: BTreeSet<PlacementKey>,
+    changed_records: BTreeSet<DeploymentId>,
+    pub(super) step: Step,
+}
+
+impl Reconciler {
+    /// Reads everything back.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub async fn load<S: Storage>(scope: Scope, storage: &S) -> Result<Self, StorageError> {
+        let mut records = BTreeMap::new();
+        for (key, value) in storage.scan(RECORDS).await? {
+            let record: Record = read(&key, &value)?;
+            records.insert(record.id.clone(), record);
+        }
+        let mut placements = BTreeMap::new();
+        for (key, value) in storage.scan(PLACEMENTS).await? {
+            let placement: Placement = read(&key, &value)?;
+            placements.insert((placement.deployment.clone(), placement.path.clone()), placement);
+        }
+        let outbox = Outbox::load(&storage.scan(outbox::PREFIX).await?)?;
+        let mut named: BTreeSet<Digest> = BTreeSet::new();
+        named.extend(
+            records.values().filter_map(|r| r.ready.as_ref()).flat_map(|r| r.parts.iter().map(|part| part.work)),
+        );
+        let parts = placements.values().flat_map(|placement| &placement.parts);
+        named.extend(parts.flat_map(|part| [part.wanted, part.applied, part.touched]).flatten());
+        let mut works = Works::new();
+        for digest in named {
+            let Some(bytes) = get_blob(storage, &digest).await? else { continue };
+            works.insert(digest, Arc::new(read(&format!("work {digest}"), &bytes)?));
+        }
+        let stirred = records.keys().cloned().collect();
+        Ok(Self {
+            scope,
+            head: 0,
+            records,
+            placements,
+            deployments: BTreeMap::new(),
+            works,
+            devices: BTreeMap::new(),
+            inventory_known: false,
+            outbox,
+            running: BTreeMap::new(),
+            next_job: 0,
+            retries: BTreeMap::new(),
+            stirred,
+            changed: BTreeSet::new(),
+            changed_records: BTreeSet::new(),
+            step: Step::default(),
+        })
+    }
+
+    /// A manifest is in force: after its acceptance, and after every start.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn accept(
+        &mut self,
+        manifest: &Manifest,
+        previous: u64,
+        yamls: &BTreeMap<DeploymentId, bytes::Bytes>,
+        now_ns: u64,
+    ) -> Result<Step, StorageError> {
+        self.head = manifest.version;
+        let wanted: BTreeMap<DeploymentId, Digest> =
+            manifest.deployments.iter().map(|entry| (entry.id.clone(), entry.artifact.digest)).collect();
+        self.deployments = yamls.iter().map(|(id, yaml)| (id.clone(), Deployment::parse(yaml).map(Arc::new))).collect();
+        for (id, digest) in &wanted {
+            let names = match self.deployments.get(id) {
+                Some(Ok(deployment)) => deployment.component_names().map(str::to_owned).collect(),
+                _ => Vec::new(),
+            };
+            self.want(id, Some(*digest), names, previous);
+        }
+        let gone: Vec<DeploymentId> = self.records.keys().filter(|id| !wanted.contains_key(*id)).cloned().collect();
+        for id in gone {
+            self.want(&id, None, Vec::new(), previous);
+        }
+        // The version that unchanged deployments are adopted at moved.
+        self.changed.extend(self.placements.keys().cloned());
+        self.advance(now_ns)
+    }
+
+    fn want(&mut self, id: &DeploymentId, digest: Option<Digest>, names: Vec<String>, previous: u64) {
+        let head = self.head;
+        let fresh = || Record {
+            id: id.clone(),
+            wanted: None,
+            arrived: head,
+            names: Vec::new(),
+            ready: None,
+            failed: None,
+            chosen: Vec::new(),
+            told: None,
+        };
+        let is_new = !self.records.contains_key(id);
+        let record = self.records.entry(id.clone()).or_insert_with(fresh);
+        self.stirred.insert(id.clone());
+        if record.wanted == digest && !is_new {
+            return;
+        }
+        if let Some(old) = record.wanted {
+            for placement in self.placements.values_mut().filter(|placement| placement.deployment == *id) {
+                if let Some(begun) = placement.begun.as_mut().filter(|begun| begun.digest == old) {
+                    begun.version = begun.version.max(previous);
+                }
+            }
+        }
+        record.wanted = digest;
+        record.failed = None;
+        if !names.is_empty() {
+            record.names = names;
+        }
+        self.retries.remove(&Retry::Fetch(id.clone()));
+        self.changed_records.insert(id.clone());
+        self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+    }
+
+    /// Who is there now.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn inventory(&mut self, devices: BTreeMap<DevicePath, DeviceView>, now_ns: u64) -> Result<Step, StorageError> {
+        if self.inventory_known && devices == self.devices {
+            return self.advance(now_ns);
+        }
+        // Who answers again is not kept waiting.
+        let back = |path: &DevicePath| {
+            devices.get(path).is_some_and(|view| view.reachable)
+                && self.devices.get(path).is_none_or(|view| !view.reachable)
+        };
+        self.retries.retain(|retry, _| !matches!(retry, Retry::Part((_, path), _) if back(path)));
+        self.devices = devices;
+        self.inventory_known = true;
+        self.stirred.extend(self.records.keys().cloned());
+        self.advance(now_ns)
+    }
+
+    /// A job ended.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn done(&mut self, id: JobId, outcome: Outcome, now_ns: u64) -> Result<Step, StorageError> {
+        match (self.running.remove(&id), outcome) {
+            (Some(Running::Fetch(deployment, digest)), Outcome::Fetched(fetched)) => {
+                self.fetched(&deployment, digest, fetched, now_ns)?;
+            }
+            (Some(Running::Part(key, part)), Outcome::Before(before)) => self.prepared(&key, &part, before, now_ns),
+            (Some(Running::Part(key, part)), Outcome::Done(done)) => self.answered(&key, &part, done, now_ns),
+            // A job of a run before: its order is given again.
+            _ => {}
+        }
+        self.advance(now_ns)
+    }
+
+    /// Time has passed.
+    ///
+    /// # Errors
+    /// [`StorageError`].
+    pub fn wake(&mut self, now_ns: u64) -> Result<Step, StorageError> {
+        self.advance(now_ns)
+    }
+
+    /// When [`Reconciler::wake`] is wanted, on the monotonic clock.
+    pub fn next_wake(&self) -> Option<u64> {
+        self.retries.values().map(|(due, _)| *due).min()
+    }
+
+    /// The statuses that wait.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// A status was confirmed, or will never be.
+    pub fn told(&mut self, number: u64) -> Change {
+        self.outbox.done(number)
+    }
+
+    /// Works that are named somewhere, for the sweep of blobs.
+    pub fn named_works(&self) -> BTreeSet<Digest> {
+        let ready = self.records.values().filter_map(|record| record.ready.as_ref());
+        let parts = self.placements.values().flat_map(|placement| &placement.parts);
+        let mut named: BTreeSet<Digest> = ready.flat_map(|ready| ready.parts.iter().map(|part| part.work)).collect();
+        named.extend(parts.flat_map(|part| [part.wanted, part.applied, part.touched]).flatten());
+        named
+    }
+
+    /// Images of firmware that are named somewhere, for the sweep of the cache.
+    pub fn named_images(&self) -> BTreeSet<Digest> {
+        let image = |digest: &Digest| match self.works.get(digest).map(AsRef::as_ref) {
+            Some(Work::Firmware { image, .. }) => Some(*image),
+            _ => None,
+        };
+        self.named_works().iter().filter_map(image).collect()
+    }
+
+    /// The deployments with their placements, for tables.
+    pub fn view(&self) -> impl Iterator<Item = (&Record, Vec<&Placement>)> {
+        self.records.values().map(|record| {
+            let of = self.placements.values().filter(|placement| placement.deployment == record.id);
+            (record, of.collect())
+        })
+    }
+
+    fn fetched(
+        &mut self,
+        id: &DeploymentId,
+        digest: Digest,
+        outcome: Result<Vec<Fetched>, (bool, &'static str, String)>,
+        now_ns: u64,
+    ) -> Result<(), StorageError> {
+        self.stirred.insert(id.clone());
+        self.changed_records.insert(id.clone());
+        self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        let names: Vec<String> = match self.deployments.get(id) {
+            Some(Ok(deployment)) => deployment.component_names().map(str::to_owned).collect(),
+            _ => return Ok(()),
+        };
+        let Some(record) = self.records.get_mut(id).filter(|record| record.wanted == Some(digest)) else {
+            return Ok(());
+        };
+        match outcome {
+            Ok(fetched) => {
+                let mut parts = Vec::with_capacity(fetched.len());
+                for (name, Fetched { work, fits, .. }) in names.into_iter().zip(fetched) {
+                    let bytes = serde_json::to_vec(&work).map_err(|error| StorageError::Failed(error.to_string()))?;
+                    let named = Digest::of(&bytes);
+                    self.step.changes.extend(put_blob(&named, &bytes.into()));
+                    self.works.insert(named, Arc::new(work));
+                    parts.push(ReadyPart { name, work: named, fits });
+                }
+                record.ready = Some(Ready { digest, parts });
+                record.failed = None;
+                self.retries.remove(&Retry::Fetch(id.clone()));
+            }
+            Err((transient, code, why)) => {
+                record.failed = Some(report::error(&self.scope.top, code, &why));
+                if transient {
+                    self.later(Retry::Fetch(id.clone()), now_ns);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that something is tried again, with growing pauses.
+    pub(super) fn later(&mut self, what: Retry, now_ns: u64) {
+        let (due, backoff) = self.retries.entry(what).or_default();
+        // Everything here is one gateway's: there is no crowd to spread.
+        let pause = backoff.pause(None, 1.0).max(PATIENCE) * 2;
+        *due = now_ns.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub(super) fn forget_retry(&mut self, what: &Retry) {
+        self.retries.remove(what);
+    }
+
+    /// Whether something that failed may be tried again now.
+    pub(super) fn may_try(&self, what: &Retry, now_ns: u64) -> bool {
+        self.retries.get(what).is_none_or(|(due, _)| now_ns >= *due)
+    }
+
+    pub(super) fn begin(&mut self, running: Running, job: Job) {
+        self.next_job += 1;
+        self.running.insert(self.next_job, running);
+        self.step.jobs.push((self.next_job, job));
+    }
+
+    /// Everything that can be done now.
+    fn advance(&mut self, now_ns: u64) -> Result<Step, StorageError> {
+        if self.inventory_known {
+            for id in std::mem::take(&mut self.stirred) {
+                self.place(&id, now_ns);
+            }
+            let due: Vec<DeploymentId> = self
+                .retries
+                .iter()
+                .filter_map(|(retry, (due, _))| match retry {
+                    Retry::Fetch(id) if now_ns >= *due => Some(id.clone()),
+                    _ => None,
+                })
+                .collect();
+            due.iter().for_each(|id| self.place(id, now_ns));
+            let keys: Vec<PlacementKey> =
+                self.placements.iter().filter(|(_, p)| !self.settled(p)).map(|(key, _)| key.clone()).collect();
+            for key in keys {
+                // What only waits for a free place looks again when a job has ended.
+                if self.running.len() < JOBS || !self.waits(&key) {
+                    self.step_placement(&key, now_ns);
+                }
+            }
+        }
+        self.tell()?;
+        Ok(std::mem::take(&mut self.step))
+    }
+
+    /// Resolves where a deployment goes, and fetches its components.
+    fn place(&mut self, id: &DeploymentId, now_ns: u64) {
+        let Some(record) = self.records.get(id).cloned() else { return };
+        let Some(wanted) = record.wanted else {
+            self.leave_all(id);
+            return;
+        };
+        let fail = |code: &str, why: &str| report::error(&self.scope.top, code, why);
+        let deployment = match self.deployments.get(id) {
+            Some(Ok(deployment)) => deployment.clone(),
+            Some(Err(error)) => return self.fail_record(id, fail("invalid-deployment", &error.to_string())),
+            // Its manifest was not given yet.
+            None => return,
+        };
+        if deployment.profile != Profile::Custom {
+            let why =
+                format!("this gateway runs no {} deployments; it takes `custom` ones", deployment.profile.as_str());
+            return self.fail_record(id, fail("unsupported-profile", &why));
+        }
+        let ready = record.ready.as_ref().filter(|ready| ready.digest == wanted);
+        if ready.is_none() {
+            self.fetch(id, wanted, &deployment, now_ns);
+        }
+        let mut load: BTreeMap<DevicePath, usize> = BTreeMap::new();
+        for placement in self.placements.values().filter(|placement| placement.deployment != *id) {
+            *load.entry(placement.path.clone()).or_default() += 1;
+        }
+        let parts = ready.map(|ready| {
+            ready.parts.iter().filter_map(|part| Some((part, self.works.get(&part.work)?.as_ref()))).collect()
+        });
+        let look = Look { scope: &self.scope, devices: &self.devices, parts, chosen: &record.chosen, load: &load };
+        match place(deployment.target.as_ref(), &look) {
+            Placed::Later => {}
+            Placed::Nowhere(error) => {
+                self.leave_all(id);
+                self.fail_record(id, error);
+            }
+            Placed::On(paths) => self.settle_on(id, paths, ready.is_some()),
+        }
+    }
+
+    fn fetch(&mut self, id: &DeploymentId, digest: Digest, deployment: &Arc<Deployment>, now_ns: u64) {
+        let asked = self.running.values().any(|job| *job == Running::Fetch(id.clone(), digest));
+        let refused = self.records.get(id).is_some_and(|record| record.failed.is_some())
+            && !self.retries.contains_key(&Retry::Fetch(id.clone()));
+        if !asked && !refused && self.may_try(&Retry::Fetch(id.clone()), now_ns) {
+            self.begin(Running::Fetch(id.clone(), digest), Job::Fetch(deployment.clone()));
+        }
+    }
+
+    fn fail_record(&mut self, id: &DeploymentId, error: StatusError) {
+        let Some(record) = self.records.get_mut(id) else { return };
+        if record.failed.as_ref() != Some(&error) {
+            record.failed = Some(error);
+            self.changed_records.insert(id.clone());
+            self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        }
+    }
+
+    fn leave_all(&mut self, id: &DeploymentId) {
+        for (key, placement) in self.placements.iter_mut().filter(|((of, _), _)| of == id) {
+            if !placement.leaving {
+                placement.leaving = true;
+                self.changed.insert(key.clone());
+            }
+        }
+        self.changed_records.insert(id.clone());
+    }
+
+    fn settle_on(&mut self, id: &DeploymentId, paths: BTreeSet<DevicePath>, is_ready: bool) {
+        for (key, placement) in self.placements.iter_mut().filter(|((of, _), _)| of == id) {
+            let leaving = !paths.contains(&placement.path);
+            if placement.leaving != leaving {
+                // Back again: whatever was undone meanwhile is to be done anew.
+                placement.aligned = None;
+                placement.leaving = leaving;
+                self.changed.insert(key.clone());
+            }
+        }
+        for path in &paths {
+            let key = (id.clone(), path.clone());
+            if !self.placements.contains_key(&key) {
+                let device = self.devices.get(path).and_then(|view| view.device.clone());
+                self.placements.insert(key.clone(), Placement::new(id.clone(), path.clone(), device));
+                self.changed.insert(key);
+            }
+        }
+        let Some(record) = self.records.get_mut(id) else { return };
+        let chosen: Vec<DevicePath> = paths.into_iter().collect();
+        // An error of fetching stays until it was fetched.
+        let cured = record.failed.is_some() && is_ready;
+        if record.chosen != chosen || cured {
+            record.chosen = chosen;
+            if cured {
+                record.failed = None;
+            }
+            self.changed_records.insert(id.clone());
+            self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        }
+    }
+
+    /// Makes reports and changes of everything that changed in this step. A report comes before the record that says that it
+    /// was made: a commit that is cut between them repeats it and loses nothing.
+    fn tell(&mut self) -> Result<(), StorageError> {
+        for key in std::mem::take(&mut self.changed) {
+            let Some(mut placement) = self.placements.remove(&key) else { continue };
+            let Some(record) = self.records.get(&placement.deployment) else { continue };
+            let status = report::of_placement(record, &placement, self.status_device(&placement.path), self.head);
+            let digest = report::digest(&status);
+            if placement.told != Some(digest) && !record.names.is_empty() {
+                placement.told = Some(digest);
+                self.push(status)?;
+            }
+            if placement.is_gone() {
+                self.step.changes.push(Change::Delete(placement.key()));
+                self.changed_records.insert(placement.deployment.clone());
+            } else {
+                self.step.changes.push(placement.save()?);
+                self.placements.insert(key, placement);
+            }
+        }
+        for id in std::mem::take(&mut self.changed_records) {
+            self.tell_record(&id)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, status: DeploymentStatus) -> Result<(), StorageError> {
+        self.step.changes.extend(self.outbox.push(status)?);
+        Ok(())
+    }
+
+    fn tell_record(&mut self, id: &DeploymentId) -> Result<(), StorageError> {
+        let device = match self.records.get(id).and_then(|record| record.told.as_ref()) {
+            Some((device, _)) => Some(device.clone()),
+            None => self.record_device(id),
+        };
+        let Some(mut record) = self.records.remove(id) else { return Ok(()) };
+        let (alone, status) = self.record_status(&record, device);
+        if let Some(status) = status {
+            let digest = report::digest(&status);
+            if record.told.as_ref().is_none_or(|(_, told)| *told != digest) {
+                record.told = Some((status.device.clone(), digest));
+                self.push(status)?;
+            }
+        }
+        if record.wanted.is_none() && alone {
+            self.step.changes.push(Change::Delete(Record::key(id)));
+        } else {
+            self.step.changes.push(record.save()?);
+            self.records.insert(id.clone(), record);
+        }
+        Ok(())
+    }
+
+    /// Whether a deployment is on no device, and what is said of it itself: while it is on none, and afterwards if it was
+    /// spoken of before, so that the last word is true.
+    fn record_status(&self, record: &Record, device: Option<Option<DevicePath>>) -> (bool, Option<DeploymentStatus>) {
+        let of: Vec<&Placement> =
+            self.placements.values().filter(|placement| placement.deployment == record.id).collect();
+        let covered =
+            |device: &Option<DevicePath>| of.iter().any(|placement| self.status_device(&placement.path) == *device);
+        let known = record.told.is_some();
+        let device = device.filter(|device| {
+            !covered(device)
+                && (of.is_empty() || known)
+                && !record.names.is_empty()
+                && (record.wanted.is_some() || known)
+        });
+        let status = device.map(|device| match of.is_empty() {
+            true => report::of_record(record, device, self.head),
+            false => report::of_all(record, &of, device, self.head),
+        });
+        (of.is_empty(), status)
+    }
+
+    /// The device that a status names: none for the device that the client is.
+    fn status_device(&self, path: &DevicePath) -> Option<DevicePath> {
+        (*path != self.scope.top && !self.scope.opaque).then(|| path.clone())
+    }
+
+    /// The device that a status names while the deployment is on none; `None` while nothing is to be said: components are
+    /// fetched, or a choice is made.
+    fn record_device(&self, id: &DeploymentId) -> Option<Option<DevicePath>> {
+        let record = self.records.get(id)?;
+        let failed = record.failed.is_some();
+        match self.deployments.get(id) {
+            Some(Ok(deployment)) => match &deployment.target {
+                Some(Target::Device(path)) => {
+                    Some(self.status_device(path).filter(|path| path.is_below(&self.scope.top)))
+                }
+                _ if failed => Some(None),
+                _ => None,
+            },
+            _ if failed => Some(None),
+            _ => None,
+        }
+    }
+}

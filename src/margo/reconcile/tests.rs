@@ -1,0 +1,565 @@
+//! The reconciler against a plant that remembers what it was told, killed between any two steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::margo::api::{DeploymentStatus, State};
+use crate::margo::component::{Fetched, Fits, PointValue, Work};
+use crate::margo::deployment::tests::example;
+use crate::margo::desired::Manifest;
+use crate::margo::plant::{Act, Before, Functions, Identity, Order, Refusal};
+use crate::margo::storage::{MemoryStorage, StorageError, commit_in_order};
+use crate::margo::words::{DeploymentId, DevicePath, Digest};
+use crate::model::DeviceId;
+
+pub(crate) fn id(n: usize) -> String {
+    format!("00000000-0000-4000-8000-{n:012}")
+}
+
+fn recipe(values: &[(&str, i64)]) -> Work {
+    let value = |(point, value): &(&str, i64)| PointValue { point: (*point).to_owned(), value: json!(value) };
+    Work::Recipe { values: values.iter().map(value).collect() }
+}
+
+/// Devices with points, and what was done to them.
+#[derive(Default)]
+struct Plant {
+    points: BTreeMap<(String, String), Value>,
+    answers: BTreeMap<String, Result<(), Refusal>>,
+    /// Every order that was really carried out.
+    done: Vec<(String, String)>,
+    /// Refusals to give, by device.
+    refuse: BTreeMap<String, Refusal>,
+}
+
+impl Plant {
+    fn name(device: Option<&DeviceId>) -> String {
+        device.map_or("gateway", DeviceId::as_str).to_owned()
+    }
+
+    fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
+        let Work::Recipe { values } = work else {
+            return Ok(Before { token: Some("v1".to_owned()), ..Before::default() });
+        };
+        let name = Self::name(device);
+        let now = |value: &PointValue| {
+            let held = self.points.get(&(name.clone(), value.point.clone())).cloned().unwrap_or(json!(0));
+            (value.point.clone(), held)
+        };
+        Ok(Before { values: values.iter().map(now).collect(), token: None })
+    }
+
+    fn carry_out(&mut self, order: &Order) -> Result<(), Refusal> {
+        if let Some(answer) = self.answers.get(&order.key) {
+            return answer.clone();
+        }
+        let name = Self::name(order.device.as_ref());
+        let answer = match self.refuse.get(&name) {
+            Some(refusal) => Err(refusal.clone()),
+            None => {
+                self.write(&name, &order.act);
+                Ok(())
+            }
+        };
+        self.answers.insert(order.key.clone(), answer.clone());
+        answer
+    }
+
+    fn write(&mut self, name: &str, act: &Act) {
+        let (kind, values) = match act {
+            Act::Apply(Work::Recipe { values }) => {
+                ("apply", values.iter().map(|v| (v.point.clone(), v.value.clone())).collect())
+            }
+            Act::Undo { before, .. } => ("undo", before.values.clone()),
+            Act::Apply(_) => ("apply", BTreeMap::new()),
+        };
+        self.done.push((name.to_owned(), kind.to_owned()));
+        for (point, value) in values {
+            self.points.insert((name.to_owned(), point), value);
+        }
+    }
+
+    fn point(&self, device: &str, point: &str) -> Option<i64> {
+        self.points.get(&(device.to_owned(), point.to_owned()))?.as_i64()
+    }
+}
+
+struct Bench {
+    storage: MemoryStorage,
+    plant: Plant,
+    reconciler: Reconciler,
+    works: BTreeMap<String, Work>,
+    fits: Fits,
+    manifest: Manifest,
+    previous: u64,
+    yamls: BTreeMap<DeploymentId, Bytes>,
+    devices: BTreeMap<DevicePath, DeviceView>,
+    scope: Scope,
+    told: Vec<DeploymentStatus>,
+    jobs: Vec<(JobId, Job)>,
+    now: u64,
+    deaths: usize,
+}
+
+fn path(text: &str) -> DevicePath {
+    DevicePath::new(text).unwrap()
+}
+
+fn view(device: Option<&str>) -> DeviceView {
+    let all = Functions { configuration: true, recipe: true, firmware: true };
+    DeviceView {
+        device: device.map(|device| DeviceId::new(device).unwrap()),
+        identity: Identity { vendor: Some("Acme".to_owned()), model: Some("P-100".to_owned()), serial: None },
+        protocol: "modbus-tcp".to_owned(),
+        functions: all,
+        able: all,
+        reachable: true,
+    }
+}
+
+fn manifest(version: u64, deployments: &BTreeMap<DeploymentId, Bytes>) -> Manifest {
+    let list: Vec<_> = deployments
+        .iter()
+        .map(|(id, yaml)| json!({ "deploymentId": id.as_str(), "digest": Digest::of(yaml).to_string(), "url": "" }))
+        .collect();
+    Manifest::parse(json!({ "manifestVersion": version, "deployments": list }).to_string().as_bytes()).unwrap()
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let storage = MemoryStorage::default();
+        let scope = Scope { top: path("gw"), opaque: false, wildcard: Wildcard::One };
+        let devices = [("gw", None), ("gw/a", Some("a")), ("gw/b", Some("b")), ("gw/c", Some("c"))];
+        Self {
+            reconciler: Reconciler::load(scope.clone(), &storage).await.unwrap(),
+            storage,
+            plant: Plant::default(),
+            works: BTreeMap::from([
+                ("r1".to_owned(), recipe(&[("speed", 10)])),
+                ("r2".to_owned(), recipe(&[("speed", 20), ("mode", 2)])),
+                ("mode".to_owned(), recipe(&[("mode", 5)])),
+                ("cfg".to_owned(), Work::Configuration { document: json!({}) }),
+            ]),
+            fits: Fits::default(),
+            manifest: manifest(1, &BTreeMap::new()),
+            previous: 0,
+            yamls: BTreeMap::new(),
+            devices: devices.into_iter().map(|(at, device)| (path(at), view(device))).collect(),
+            scope,
+            told: Vec::new(),
+            jobs: Vec::new(),
+            now: 0,
+            deaths: 0,
+        }
+    }
+
+    /// What the fleet manager wants from now on: number, target, components by the names of their works.
+    async fn want(&mut self, deployments: &[(usize, &str, &[&str])]) {
+        let yaml = |(n, target, works): &(usize, &str, &[&str])| {
+            let components: Vec<(&str, &str)> =
+                works.iter().map(|work| (work.split('@').next().unwrap(), *work)).collect();
+            (DeploymentId::new(&id(*n)).unwrap(), Bytes::from(example(&id(*n), target, &components, " {}")))
+        };
+        self.yamls = deployments.iter().map(yaml).collect();
+        self.previous = self.manifest.version;
+        self.manifest = manifest(self.previous + 1, &self.yamls);
+        let step = self.reconciler.accept(&self.manifest, self.previous, &self.yamls, self.now);
+        self.take(step).await;
+        self.settle().await;
+    }
+
+    async fn look(&mut self) {
+        let step = self.reconciler.inventory(self.devices.clone(), self.now);
+        self.take(step).await;
+        self.settle().await;
+    }
+
+    async fn set(&mut self, device: &str, change: impl FnOnce(&mut DeviceView)) {
+        change(self.devices.get_mut(&path(device)).unwrap());
+        self.look().await;
+    }
+
+    async fn pass(&mut self, seconds: u64) {
+        self.now += seconds * 1_000_000_000;
+        let step = self.reconciler.wake(self.now);
+        self.take(step).await;
+        self.settle().await;
+    }
+
+    /// Commits a step; a failed commit is a death, after which everything is read back.
+    async fn take(&mut self, step: Result<Step, StorageError>) {
+        let step = step.unwrap();
+        match commit_in_order(&self.storage, step.changes).await {
+            Ok(()) => self.jobs.extend(step.jobs),
+            Err(_) => Box::pin(self.rise()).await,
+        }
+    }
+
+    async fn rise(&mut self) {
+        self.deaths += 1;
+        self.storage.die_after(None);
+        self.jobs.clear();
+        self.reconciler = Reconciler::load(self.scope.clone(), &self.storage).await.unwrap();
+        let step = self.reconciler.accept(&self.manifest, self.previous, &self.yamls, self.now);
+        self.take(step).await;
+        let step = self.reconciler.inventory(self.devices.clone(), self.now);
+        self.take(step).await;
+    }
+
+    /// Does every job, and hands statuses to the fleet manager, until nothing is left.
+    async fn settle(&mut self) {
+        loop {
+            while let Some((number, status)) = self.reconciler.outbox().first() {
+                let status = status.clone();
+                let change = self.reconciler.told(number);
+                if self.told.last() != Some(&status) {
+                    self.told.push(status);
+                }
+                if self.storage_commit(change).await.is_err() {
+                    Box::pin(self.rise()).await;
+                }
+            }
+            if self.jobs.is_empty() {
+                return;
+            }
+            let (id, job) = self.jobs.remove(0);
+            let outcome = self.work(&job);
+            let step = self.reconciler.done(id, outcome, self.now);
+            self.take(step).await;
+        }
+    }
+
+    async fn storage_commit(&self, change: crate::margo::storage::Change) -> Result<(), StorageError> {
+        use crate::margo::storage::Storage;
+        self.storage.commit(vec![change]).await
+    }
+
+    fn work(&mut self, job: &Job) -> Outcome {
+        match job {
+            Job::Fetch(deployment) => {
+                let fetched = |revision: &str| {
+                    let work = self.works.get(revision).cloned();
+                    work.map(|work| Fetched { work, fits: self.fits.clone(), artifact: Digest::of(b"") })
+                };
+                let all: Option<Vec<Fetched>> = deployment.components.iter().map(|c| fetched(&c.revision)).collect();
+                Outcome::Fetched(all.ok_or((true, "artifact-unavailable", "it is not there".to_owned())))
+            }
+            Job::Before { device, work } => Outcome::Before(self.plant.before(device.as_ref(), work)),
+            Job::Order(order) => Outcome::Done(self.plant.carry_out(order)),
+        }
+    }
+
+    /// The states that were told of a deployment on a device, in order.
+    fn states(&self, n: usize, device: Option<&str>) -> Vec<&'static str> {
+        let of = |status: &&DeploymentStatus| {
+            status.deployment_id.as_str() == id(n) && status.device.as_ref().map(DevicePath::as_str) == device
+        };
+        let mut states: Vec<_> = self.told.iter().filter(of).map(|status| status.state.as_str()).collect();
+        states.dedup();
+        states
+    }
+
+    fn last(&self, n: usize, device: Option<&str>) -> &DeploymentStatus {
+        let of = |status: &&DeploymentStatus| {
+            status.deployment_id.as_str() == id(n) && status.device.as_ref().map(DevicePath::as_str) == device
+        };
+        self.told.iter().rfind(of).unwrap()
+    }
+
+    fn code(&self, n: usize, device: Option<&str>) -> String {
+        self.last(n, device).error.as_ref().map(|error| error.code.clone()).unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn a_deployment_is_installed_step_by_step_updated_and_undone() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1"])]).await;
+    assert_eq!(bench.states(1, Some("gw/a")), ["pending", "installing", "installed"]);
+    assert_eq!(bench.plant.point("a", "speed"), Some(10));
+    assert_eq!(bench.last(1, Some("gw/a")).adopted_manifest_version, 2);
+    bench.want(&[(1, "gw/a", &["r1@2"])]).await;
+    assert_eq!(bench.code(1, Some("gw/a")), "artifact-unavailable", "what is not there changes nothing");
+    assert_eq!(bench.plant.point("a", "speed"), Some(10));
+    bench.works.insert("r1@2".to_owned(), recipe(&[("speed", 20), ("mode", 2)]));
+    bench.pass(600).await;
+    assert_eq!((bench.plant.point("a", "speed"), bench.plant.point("a", "mode")), (Some(20), Some(2)));
+    bench.want(&[]).await;
+    assert_eq!(bench.states(1, Some("gw/a")).last(), Some(&"removed"));
+    assert!(bench.states(1, Some("gw/a")).contains(&"removing"));
+    assert_eq!(
+        (bench.plant.point("a", "speed"), bench.plant.point("a", "mode")),
+        (Some(0), Some(0)),
+        "back to the beginning"
+    );
+    assert!(bench.reconciler.view().next().is_none(), "nothing is left");
+}
+
+#[tokio::test]
+async fn an_unchanged_component_is_not_applied_again() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1", "mode"])]).await;
+    assert_eq!(bench.plant.done.len(), 2);
+    bench.works.insert("r1@2".to_owned(), recipe(&[("speed", 10)]));
+    bench.want(&[(1, "gw/a", &["r1@2", "mode"])]).await;
+    assert_eq!(bench.plant.done.len(), 2, "another revision with the same effect");
+    assert_eq!(bench.last(1, Some("gw/a")).adopted_manifest_version, 3);
+    assert_eq!(bench.last(1, Some("gw/a")).state, State::Installed);
+}
+
+#[tokio::test]
+async fn a_component_that_an_update_leaves_out_is_undone() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1", "mode"])]).await;
+    bench.want(&[(1, "gw/a", &["r1"])]).await;
+    assert_eq!((bench.plant.point("a", "speed"), bench.plant.point("a", "mode")), (Some(10), Some(0)));
+    assert_eq!(bench.last(1, Some("gw/a")).components.len(), 1);
+    // A recipe that writes less puts the rest back.
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.works.insert("x".to_owned(), recipe(&[("speed", 20), ("mode", 2)]));
+    bench.works.insert("x@2".to_owned(), recipe(&[("speed", 30)]));
+    bench.want(&[(1, "gw/a", &["x"])]).await;
+    bench.want(&[(1, "gw/a", &["x@2"])]).await;
+    assert_eq!((bench.plant.point("a", "speed"), bench.plant.point("a", "mode")), (Some(30), Some(0)));
+}
+
+#[tokio::test]
+async fn an_unknown_child_is_101_an_unreachable_one_102_and_a_refused_choice_103() {
+    let mut bench = Bench::new().await;
+    bench.scope.wildcard = Wildcard::Refused;
+    bench.reconciler = Reconciler::load(bench.scope.clone(), &bench.storage).await.unwrap();
+    bench.devices.get_mut(&path("gw/b")).unwrap().reachable = false;
+    bench.look().await;
+    bench.want(&[(1, "gw/x", &["r1"]), (2, "gw/b", &["r1"]), (3, "gw/*", &["r1"])]).await;
+    for (n, device, code, message) in [
+        (1, Some("gw/x"), "101", "Unknown child device ID"),
+        (2, Some("gw/b"), "102", "Child device unreachable"),
+        (3, None, "103", "Autonomous placement not supported"),
+    ] {
+        let status = bench.last(n, device);
+        let error = status.error.as_ref().unwrap();
+        assert_eq!((error.code.as_str(), error.source.as_str(), error.message.as_str()), (code, "gw", message));
+        assert_eq!((status.state, status.components[0].state), (State::Failed, State::Failed));
+    }
+    bench.set("gw/b", |view| view.reachable = true).await;
+    assert_eq!(bench.states(2, Some("gw/b")).last(), Some(&"installed"), "it answers again");
+    bench.devices.insert(path("gw/x"), view(Some("x")));
+    bench.look().await;
+    assert_eq!(bench.states(1, Some("gw/x")).last(), Some(&"installed"), "it was approved");
+}
+
+#[tokio::test]
+async fn an_unreachable_child_keeps_its_adopted_version_while_siblings_move_on() {
+    let mut bench = Bench::new().await;
+    bench.scope.wildcard = Wildcard::Every;
+    bench.devices.remove(&path("gw/c"));
+    bench.reconciler = Reconciler::load(bench.scope.clone(), &bench.storage).await.unwrap();
+    bench.look().await;
+    bench.want(&[(1, "gw/*", &["r1"])]).await;
+    assert_eq!(bench.last(1, Some("gw/b")).adopted_manifest_version, 2);
+    bench.want(&[(1, "gw/*", &["r1"]), (2, "gw/a", &["mode"])]).await;
+    assert_eq!(bench.last(1, Some("gw/b")).adopted_manifest_version, 3, "the newest that carries its revision");
+    bench.set("gw/b", |view| view.reachable = false).await;
+    bench.works.insert("r1@2".to_owned(), recipe(&[("speed", 20)]));
+    bench.want(&[(1, "gw/*", &["r1@2"]), (2, "gw/a", &["mode"])]).await;
+    assert_eq!(
+        (bench.last(1, Some("gw/a")).adopted_manifest_version, bench.last(1, Some("gw/a")).state),
+        (4, State::Installed)
+    );
+    assert_eq!(
+        (bench.last(1, Some("gw/b")).adopted_manifest_version, bench.code(1, Some("gw/b"))),
+        (3, "102".to_owned())
+    );
+    assert_eq!((bench.plant.point("a", "speed"), bench.plant.point("b", "speed")), (Some(20), Some(10)));
+    bench.set("gw/b", |view| view.reachable = true).await;
+    assert_eq!((bench.last(1, Some("gw/b")).adopted_manifest_version, bench.plant.point("b", "speed")), (4, Some(20)));
+}
+
+#[tokio::test]
+async fn a_failed_health_gate_is_reported_failed_and_not_tried_again() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1"])]).await;
+    let gate = Refusal::new("health-gate", "values went bad; the device was set back");
+    bench.plant.refuse.insert("a".to_owned(), gate);
+    bench.works.insert("r1@2".to_owned(), recipe(&[("speed", 20)]));
+    bench.want(&[(1, "gw/a", &["r1@2", "mode"])]).await;
+    let last = bench.last(1, Some("gw/a"));
+    assert_eq!((last.state, bench.code(1, Some("gw/a")).as_str()), (State::Failed, "health-gate"));
+    assert_eq!(last.components[1].state, State::Pending, "what follows is not begun");
+    let orders = bench.plant.answers.len();
+    bench.pass(3_600).await;
+    bench.look().await;
+    assert_eq!(bench.plant.answers.len(), orders, "the fleet manager decides");
+    bench.plant.refuse.clear();
+    bench.want(&[(1, "gw/a", &["r1", "mode"])]).await;
+    assert_eq!(bench.last(1, Some("gw/a")).state, State::Installed);
+    bench.want(&[]).await;
+    assert_eq!((bench.plant.point("a", "speed"), bench.plant.point("a", "mode")), (Some(0), Some(0)));
+}
+
+#[tokio::test]
+async fn two_deployments_cannot_hold_the_same_point() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1"])]).await;
+    bench.want(&[(1, "gw/a", &["r1"]), (2, "gw/a", &["r2"])]).await;
+    assert_eq!(bench.code(2, Some("gw/a")), "conflict");
+    assert!(bench.last(2, Some("gw/a")).error.as_ref().unwrap().message.contains(&id(1)));
+    assert_eq!(bench.plant.point("a", "speed"), Some(10));
+    bench.want(&[(2, "gw/a", &["r2"])]).await;
+    bench.pass(1).await;
+    assert_eq!((bench.last(2, Some("gw/a")).state, bench.plant.point("a", "speed")), (State::Installed, Some(20)));
+}
+
+#[tokio::test]
+async fn what_is_not_delegated_or_does_not_fit_is_refused_in_words() {
+    let mut bench = Bench::new().await;
+    bench.devices.get_mut(&path("gw/a")).unwrap().functions = Functions::default();
+    bench.devices.get_mut(&path("gw/b")).unwrap().able = Functions::default();
+    bench.fits = Fits { vendor: Some("Acme".to_owned()), ..Fits::default() };
+    bench.devices.get_mut(&path("gw/c")).unwrap().identity = Identity::default();
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1"]), (2, "gw/b", &["r1"]), (3, "gw/c", &["r1"])]).await;
+    let codes = [(1, "gw/a"), (2, "gw/b"), (3, "gw/c")].map(|(n, device)| bench.code(n, Some(device)));
+    assert_eq!(codes, ["not-delegated", "not-supported", "does-not-fit"]);
+    assert!(bench.plant.done.is_empty());
+    bench.set("gw/a", |view| view.functions = view.able).await;
+    assert_eq!(bench.states(1, Some("gw/a")).last(), Some(&"installed"), "the configuration was changed");
+}
+
+#[tokio::test]
+async fn the_gateways_choice_stays_and_moves_only_when_the_device_is_gone() {
+    let mut bench = Bench::new().await;
+    bench.devices.get_mut(&path("gw")).unwrap().functions = Functions::default();
+    bench.look().await;
+    bench.want(&[(1, "gw/*", &["r1"])]).await;
+    assert_eq!(bench.states(1, Some("gw/a")).last(), Some(&"installed"));
+    bench.want(&[(1, "gw/*", &["r1"]), (2, "gw/*", &["mode"])]).await;
+    assert_eq!(bench.states(2, Some("gw/b")).last(), Some(&"installed"), "the idler one");
+    bench.set("gw/a", |view| view.reachable = false).await;
+    assert_eq!(bench.states(1, Some("gw/a")).last(), Some(&"installed"), "a device that is away for a moment keeps it");
+    bench.devices.remove(&path("gw/a"));
+    bench.look().await;
+    assert_eq!(bench.states(1, Some("gw/a")).last(), Some(&"removed"));
+    assert_eq!(bench.states(1, Some("gw/c")).last(), Some(&"installed"));
+}
+
+#[tokio::test]
+async fn an_opaque_gateway_chooses_and_speaks_for_itself() {
+    let mut bench = Bench::new().await;
+    bench.scope.opaque = true;
+    bench.devices.get_mut(&path("gw")).unwrap().functions = Functions::default();
+    bench.reconciler = Reconciler::load(bench.scope.clone(), &bench.storage).await.unwrap();
+    bench.look().await;
+    bench.want(&[(1, "gw", &["r1"]), (2, "gw/a", &["r1"])]).await;
+    assert_eq!(bench.states(1, None), ["pending", "installing", "installed"]);
+    assert_eq!(bench.code(2, None), "101", "it shows no children");
+    bench.want(&[]).await;
+    assert_eq!(bench.states(1, None).last(), Some(&"removed"));
+}
+
+#[tokio::test]
+async fn other_kinds_of_deployments_and_broken_ones_fail_in_words() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    let compose = example(&id(1), "gw", &[("a", "1")], " {}").replace("type: custom", "type: compose");
+    bench.yamls = [(DeploymentId::new(&id(1)).unwrap(), compose.into())].into();
+    bench.manifest = manifest(2, &bench.yamls);
+    let step = bench.reconciler.accept(&bench.manifest.clone(), 1, &bench.yamls.clone(), 0);
+    bench.take(step).await;
+    bench.settle().await;
+    assert_eq!(bench.code(1, None), "unsupported-profile");
+}
+
+#[tokio::test]
+async fn a_device_that_is_unreachable_during_removal_is_undone_when_it_answers() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1"])]).await;
+    bench.set("gw/a", |view| view.reachable = false).await;
+    bench.want(&[]).await;
+    assert_eq!((bench.last(1, Some("gw/a")).state, bench.code(1, Some("gw/a"))), (State::Removing, "102".to_owned()));
+    bench.set("gw/a", |view| view.reachable = true).await;
+    assert_eq!((bench.last(1, Some("gw/a")).state, bench.plant.point("a", "speed")), (State::Removed, Some(0)));
+}
+
+/// Install, update, a component less, a second deployment, removal: with a death after every number of commits.
+async fn life(die_after: Option<usize>) -> Bench {
+    let mut bench = Bench::new().await;
+    bench.works.insert("r1@2".to_owned(), recipe(&[("speed", 20)]));
+    bench.storage.die_after(die_after);
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1", "mode"]), (2, "gw/b", &["r1"])]).await;
+    bench.want(&[(1, "gw/a", &["r1@2"]), (2, "gw/b", &["r1"])]).await;
+    bench.want(&[(2, "gw/b", &["r1"])]).await;
+    bench
+}
+
+#[tokio::test]
+async fn killed_between_any_two_steps_nothing_is_applied_twice_and_nothing_is_lost() {
+    let whole = life(None).await;
+    let sorted = |bench: &Bench| {
+        let mut done = bench.plant.done.clone();
+        done.sort();
+        done
+    };
+    assert_eq!(
+        whole.plant.done.len(),
+        6,
+        "two installs on a, one on b, an update, and two undone: {:?}",
+        whole.plant.done
+    );
+    for commits in 0.. {
+        let bench = life(Some(commits)).await;
+        assert_eq!(sorted(&bench), sorted(&whole), "died after {commits} commits");
+        assert_eq!(bench.plant.points, whole.plant.points, "died after {commits} commits");
+        for (n, device) in [(1, "gw/a"), (2, "gw/b")] {
+            let (last, wanted) = (bench.last(n, Some(device)), whole.last(n, Some(device)));
+            assert_eq!(
+                (last.state, &last.components),
+                (wanted.state, &wanted.components),
+                "died after {commits} commits"
+            );
+            let mut states = bench.states(n, Some(device));
+            let wanted = whole.states(n, Some(device));
+            // A report may come twice, never less than once.
+            let mut rest = states.drain(..);
+            assert!(
+                wanted.iter().all(|state| rest.any(|told| told == *state)),
+                "died after {commits}: {:?}",
+                bench.states(n, Some(device))
+            );
+        }
+        if bench.deaths == 0 {
+            assert!(commits > 20, "{commits}");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_children_are_configured_by_one_deployment() {
+    let mut bench = Bench::new().await;
+    bench.scope.wildcard = Wildcard::Every;
+    bench.reconciler = Reconciler::load(bench.scope.clone(), &bench.storage).await.unwrap();
+    bench.devices = (0..1_000).map(|i| (path(&format!("gw/d{i}")), view(Some(&format!("d{i}"))))).collect();
+    let top = DeviceView { functions: Functions::default(), ..view(None) };
+    bench.devices.insert(path("gw"), top);
+    bench.look().await;
+    bench.want(&[(1, "gw/*", &["r1"])]).await;
+    let installed: BTreeSet<_> = bench
+        .told
+        .iter()
+        .filter(|status| status.state == State::Installed)
+        .filter_map(|status| status.device.clone())
+        .collect();
+    assert_eq!((installed.len(), bench.plant.done.len()), (1_000, 1_000));
+}

@@ -1,0 +1,150 @@
+//! The plant's inventory as the fleet manager sees it: what is reported, and where deployments may go.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::capabilities::{DeviceCapabilities, UNKNOWN, combined};
+use super::config::{Config, Details, Mode};
+use super::plant::{Child, Functions, Identity, Inventory};
+use super::reconcile::{DeviceView, Scope, Wildcard};
+use super::words::DevicePath;
+use crate::model::DeviceId;
+
+/// Deepest nesting of devices behind devices.
+const MAX_DEPTH: usize = 3;
+
+/// Both views.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// To report.
+    pub report: Vec<DeviceCapabilities>,
+    /// To place deployments on.
+    pub places: BTreeMap<DevicePath, DeviceView>,
+}
+
+/// What one client speaks for: the gateway, or one device of a transparent one.
+pub fn scope(config: &Config, only: Option<&DeviceId>) -> Option<Scope> {
+    match only {
+        Some(device) => {
+            Some(Scope { top: DevicePath::new(device.as_str()).ok()?, opaque: false, wildcard: Wildcard::Refused })
+        }
+        None => {
+            let opaque = config.mode == Mode::Opaque;
+            Some(Scope { top: config.device.clone(), opaque, wildcard: config.wildcard })
+        }
+    }
+}
+
+/// Makes both views of an inventory.
+pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory: &Inventory) -> Survey {
+    let mut survey = Survey::default();
+    let children = paths(&scope.top, only, &inventory.children);
+    let gateway = only.is_none().then(|| {
+        let view = view(None, &inventory.gateway, "", inventory.functions, &config.gateway, config.delegate, true);
+        survey.places.insert(scope.top.clone(), view);
+        capabilities(scope.top.clone(), &inventory.gateway, &config.gateway, &[])
+    });
+    let nothing = Details::default();
+    for (path, child) in children {
+        let details = config.devices.get(&child.id).unwrap_or(&nothing);
+        let view = view(
+            Some(child.id.clone()),
+            &child.identity,
+            &child.protocol,
+            child.functions,
+            details,
+            config.delegate,
+            child.reachable,
+        );
+        let mut labels = vec![("fieldgate.dev/protocol", Value::from(child.protocol.as_str()))];
+        let takes = takes(view.functions);
+        if !takes.is_empty() {
+            labels.push(("fieldgate.dev/takes", takes.into()));
+        }
+        survey.report.push(capabilities(path.clone(), &child.identity, details, &labels));
+        survey.places.insert(path, view);
+    }
+    if let Some(gateway) = gateway {
+        match scope.opaque {
+            true => survey.report = vec![combined(gateway, &survey.report)],
+            false => survey.report.push(gateway),
+        }
+    }
+    survey
+}
+
+/// Children with their paths. One whose parent is not there, or that is behind itself, stands directly below the gateway.
+fn paths<'a>(top: &DevicePath, only: Option<&DeviceId>, children: &'a [Child]) -> Vec<(DevicePath, &'a Child)> {
+    if let Some(only) = only {
+        return children.iter().filter(|child| child.id == *only).map(|child| (top.clone(), child)).collect();
+    }
+    let by_id: BTreeMap<&DeviceId, &Child> = children.iter().map(|child| (&child.id, child)).collect();
+    let path = |child: &'a Child| {
+        let mut chain = vec![&child.id];
+        let mut at = child;
+        while let Some(parent) = at.parent.as_ref().and_then(|parent| by_id.get(parent)) {
+            if chain.len() >= MAX_DEPTH || chain.contains(&&parent.id) {
+                chain.truncate(1);
+                break;
+            }
+            chain.push(&parent.id);
+            at = parent;
+        }
+        chain.iter().rev().try_fold(top.clone(), |path, id| path.child(id.as_str())).ok()
+    };
+    children.iter().filter_map(|child| Some((path(child)?, child))).collect()
+}
+
+fn view(
+    device: Option<DeviceId>,
+    identity: &Identity,
+    protocol: &str,
+    able: Functions,
+    details: &Details,
+    default: Functions,
+    reachable: bool,
+) -> DeviceView {
+    let given = details.delegate.unwrap_or(default);
+    let functions = Functions {
+        configuration: able.configuration && given.configuration,
+        recipe: able.recipe && given.recipe,
+        firmware: able.firmware && given.firmware,
+    };
+    let identity = Identity {
+        vendor: details.vendor.clone().or_else(|| identity.vendor.clone()),
+        model: details.model.clone().or_else(|| identity.model.clone()),
+        serial: details.serial.clone().or_else(|| identity.serial.clone()),
+    };
+    DeviceView { device, identity, protocol: protocol.to_owned(), functions, able, reachable }
+}
+
+fn takes(functions: Functions) -> Vec<&'static str> {
+    let all =
+        [("configuration", functions.configuration), ("recipe", functions.recipe), ("firmware", functions.firmware)];
+    all.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+}
+
+fn capabilities(
+    id: DevicePath,
+    identity: &Identity,
+    details: &Details,
+    labels: &[(&str, Value)],
+) -> DeviceCapabilities {
+    let known = |said: &Option<String>, revealed: &Option<String>| {
+        said.clone().or_else(|| revealed.clone()).filter(|text| !text.is_empty()).unwrap_or_else(|| UNKNOWN.to_owned())
+    };
+    let mut all: BTreeMap<String, Value> =
+        labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    all.extend(details.labels.clone());
+    all.retain(|_, value| *value != json!(""));
+    DeviceCapabilities {
+        id,
+        vendor: known(&details.vendor, &identity.vendor),
+        model: known(&details.model, &identity.model),
+        serial: known(&details.serial, &identity.serial),
+        hosting: details.hosting.clone(),
+        labels: all,
+        extensions: details.extensions.clone(),
+    }
+}
