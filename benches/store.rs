@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fieldgate::model::{Delivery, Lane, RecordKind};
 use fieldgate::platform::clock::SystemClock;
-use fieldgate::store::{Config, ConsumerSpec, NewRecord, Start, Store};
+use fieldgate::store::{Backlog, Config, ConsumerSpec, NewRecord, Start, Store};
 
 const PAYLOAD: usize = 120;
 const RECORDS: usize = 200_000;
@@ -71,7 +71,10 @@ async fn append(dir: &Path, batch: usize) {
 /// Appends while a consumer takes and acknowledges everything.
 async fn live(dir: &Path, batch: usize) {
     let store = open(dir).await;
-    let mut consumer = store.consumer(ConsumerSpec { name: "a".into(), start: Start::Now }).await.unwrap();
+    let mut consumer = store
+        .consumer(ConsumerSpec { name: "a".into(), start: Start::Now, backlog: Backlog::default() })
+        .await
+        .unwrap();
     let payload = Bytes::from(vec![7; PAYLOAD]);
     let (start, cpu_start) = (Instant::now(), cpu());
     let reader = tokio::spawn(async move {
@@ -107,7 +110,12 @@ fn take(deliveries: Vec<Delivery>, consumer: &fieldgate::store::Consumer) -> usi
 /// Reads and acknowledges what a consumer left behind.
 async fn drain(dir: &Path) {
     let store = open(dir).await;
-    drop(store.consumer(ConsumerSpec { name: "a".into(), start: Start::Now }).await.unwrap());
+    drop(
+        store
+            .consumer(ConsumerSpec { name: "a".into(), start: Start::Now, backlog: Backlog::default() })
+            .await
+            .unwrap(),
+    );
     let payload = Bytes::from(vec![7; PAYLOAD]);
     for _ in 0..RECORDS / 1000 {
         store.append((0..1000).map(|_| record(&payload)).collect()).await.unwrap();
@@ -116,7 +124,10 @@ async fn drain(dir: &Path) {
     let opened = Instant::now();
     let store = open(dir).await;
     let opened = opened.elapsed();
-    let mut consumer = store.consumer(ConsumerSpec { name: "a".into(), start: Start::Now }).await.unwrap();
+    let mut consumer = store
+        .consumer(ConsumerSpec { name: "a".into(), start: Start::Now, backlog: Backlog::default() })
+        .await
+        .unwrap();
     let (start, cpu_start) = (Instant::now(), cpu());
     let mut got = 0;
     while got < RECORDS {
@@ -137,7 +148,12 @@ async fn drain(dir: &Path) {
 async fn gigabyte(dir: &Path) {
     let config = || Config::with_quota(dir.join("store"), 1200 << 20);
     let store = Store::open(config(), SystemClock::shared()).unwrap();
-    drop(store.consumer(ConsumerSpec { name: "a".into(), start: Start::Now }).await.unwrap());
+    drop(
+        store
+            .consumer(ConsumerSpec { name: "a".into(), start: Start::Now, backlog: Backlog::default() })
+            .await
+            .unwrap(),
+    );
     let payload = Bytes::from(vec![7; 4000]);
     for _ in 0..(1 << 30) / 4000 / 100 {
         store.append((0..100).map(|_| record(&payload)).collect()).await.unwrap();

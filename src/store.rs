@@ -32,6 +32,7 @@ mod tests;
 mod thread;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -77,6 +78,16 @@ pub enum Start {
     Now,
 }
 
+/// How much may wait for a consumer that is away. What is beyond is given up for this consumer alone, oldest first and
+/// telemetry before events; it gets a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Backlog {
+    /// Most bytes, to within a segment.
+    pub bytes: Option<u64>,
+    /// Greatest age, to within a segment; counts as [`LaneConfig::max_age`] does.
+    pub age: Option<Duration>,
+}
+
 /// Who reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSpec {
@@ -84,6 +95,8 @@ pub struct ConsumerSpec {
     pub name: String,
     /// Where it begins when the name is new.
     pub start: Start,
+    /// What may wait for it; of the last session that was begun.
+    pub backlog: Backlog,
 }
 
 /// The store of this process; clones share it. Dropping all clones and consumers stops it as [`Store::close`] does, but

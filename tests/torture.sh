@@ -2,7 +2,7 @@
 # The torture suites with their full counts, in a release build, held against the bars of a quiet machine. Hours.
 #
 #   tests/torture.sh                  everything
-#   tests/torture.sh kill power       these suites: kill power io damage backlog network
+#   tests/torture.sh kill power       these suites: kill power io damage backlog network clock quota replay
 #   FIELDGATE_CUTS=50 tests/torture.sh power
 #
 # CI runs the same tests with the reduced counts that each file states at its top. Needs root for loop mounts (without
@@ -23,7 +23,7 @@ export FIELDGATE_STRICT="${FIELDGATE_STRICT:-1}"
 export PATH="$PATH:/usr/sbin:/sbin"
 
 suites=("$@")
-[ ${#suites[@]} -gt 0 ] || suites=(kill power io damage backlog network)
+[ ${#suites[@]} -gt 0 ] || suites=(kill power io damage backlog network clock quota replay)
 
 [ "$(id -u)" -eq 0 ] || echo "tests/torture.sh: not root: loop mounts are not possible, see what says NOT RUN" >&2
 failed=()

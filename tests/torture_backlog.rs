@@ -13,41 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fieldgate::contract::{ContractMessage, Encoding, telemetry};
-use fieldgate::model::{Batch, ClockTrust, DeviceId, Lane, PointId, Quality, RecordKind, Sample, Stamp, Uptime, Value};
+use fieldgate::model::Lane;
 use fieldgate::platform::clock::SystemClock;
-use fieldgate::store::{Config, NewRecord, Store};
+use fieldgate::store::{Config, Store};
 use support::{Mosquitto, SOON, temp_dir};
-use torture_support::library::{bytes_on_disk, consumer, record};
+use torture_support::library::{OLD, bytes_on_disk, consumer, old_record, record};
 use torture_support::{Collector, CountingPlant, Setup, percentile, run_for, strict, times};
 
 /// Devices that are read while the backlog drains, 20 times a second each.
 const LIVE_DEVICES: u8 = 2;
-/// The device in the backlog.
-const OLD: u8 = 200;
-
-fn old_record(number: u64) -> NewRecord {
-    let at = Stamp { wall_ms: 1_763_812_800_000 + number as i64 * 50, mono_ns: 0, trust: ClockTrust::Synchronised };
-    let sample = |name: &str, value: Value| Sample {
-        point: PointId::new(name).expect("legal"),
-        value: Some(value),
-        quality: Quality::Good,
-        reason: None,
-        at,
-    };
-    let mut samples = vec![sample("count", Value::Uint(number))];
-    samples.extend(["flow", "level", "power"].map(|name| sample(name, Value::Double(number as f64 / 7.0))));
-    let batch = Batch { device: DeviceId::new(&format!("c{OLD}")).expect("legal"), at, samples };
-    NewRecord {
-        lane: Lane::Bulk,
-        kind: RecordKind::Telemetry,
-        device: u32::from(OLD),
-        ts_ms: at.wall_ms,
-        count: batch.samples.len() as u16,
-        payload: telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf),
-    }
-}
-
 /// Fills the store of a gateway that is away until the quota has evicted; returns how many records were accepted.
 async fn outage(data: &Path, quota_mib: u64, consumers: &[&str]) -> u64 {
     std::fs::create_dir_all(data).expect("writable");

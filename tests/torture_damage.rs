@@ -279,4 +279,29 @@ fn the_gateway_starts_whatever_file_is_missing() {
         gateway.stop();
     }
     println!("the gateway started without each of {} files", all.len());
+    // What was acknowledged outlives the keyed state's own files: the number of the life never goes back.
+    std::fs::remove_dir_all(&data).expect("removable");
+    copy_dir(&intact, &data);
+    let mut last = 0;
+    let state = data.join("store/state");
+    let damages: [&dyn Fn(); 3] = [&|| {}, &|| std::fs::remove_dir_all(&state).expect("removable"), &|| {
+        for file in files(&state).iter().filter(|f| f.is_file()) {
+            let len = file.metadata().expect("there").len() as usize;
+            std::fs::write(file, vec![0x5a; len]).expect("writable");
+        }
+    }];
+    for damage in damages {
+        damage();
+        let gateway = setup.start();
+        gateway.wait_until_up();
+        let epoch = eventually("the number of this life", SOON, || {
+            let said = gateway.child.lines();
+            let line = said.iter().find(|line| line.contains("gateway started"))?;
+            let number = line.split_once("epoch")?.1.trim_start_matches(|c: char| !c.is_ascii_digit());
+            number.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u64>().ok()
+        });
+        assert!(epoch > last, "epoch {epoch} after {last}");
+        last = epoch;
+        gateway.kill();
+    }
 }

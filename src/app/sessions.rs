@@ -13,7 +13,7 @@ use crate::broker::EmbeddedBroker;
 use crate::northbound::{Consumer, ConsumerConfig, ConsumerHealth, ConsumerKind, Context};
 use crate::security::pki::BelievedTime;
 use crate::security::{ClientTls, ClientTlsFiles};
-use crate::store::{ConsumerSpec, Start, Store};
+use crate::store::{Backlog, ConsumerSpec, Start, Store};
 
 /// A consumer as the configuration wants it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,8 @@ pub struct Wanted {
     pub config: ConsumerConfig,
     /// Certificates of an uplink that speaks TLS.
     pub tls: Option<ClientTlsFiles>,
+    /// What may wait for it.
+    pub backlog: Backlog,
 }
 
 /// The running sessions.
@@ -103,7 +105,7 @@ impl Sessions {
     async fn start(&self, wanted: Wanted) -> Result<Session, String> {
         let name = wanted.config.name.clone();
         let fail = |act: &str, reason: String| format!("{act} consumer {name}: {reason}");
-        let spec = ConsumerSpec { name: name.clone(), start: Start::Oldest };
+        let spec = ConsumerSpec { name: name.clone(), start: Start::Oldest, backlog: wanted.backlog };
         let source = LogSource(self.store.consumer(spec).await.map_err(|e| fail("open", e.to_string()))?);
         let sent = usage::load(&self.store, &name);
         let (consumer, health) = Consumer::new(wanted.config.clone(), source, self.context.clone(), sent)

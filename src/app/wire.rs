@@ -38,7 +38,7 @@ use crate::management::firmware::Slot;
 use crate::northbound::{Context, GatewayInfo, StateBoard};
 use crate::platform::clock::{ClockBook, SharedClock, SystemClock};
 use crate::southbound::Southbound;
-use crate::store::{self, Store};
+use crate::store::{self, Backlog, Store};
 use crate::telemetry::Telemetry;
 
 /// Why a part could not start.
@@ -346,8 +346,8 @@ fn create_private(directory: &Path) -> Result<(), String> {
 
 /// The consumers of the log that are configured.
 pub(super) fn wanted(loaded: &Loaded) -> Vec<Wanted> {
-    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None });
+    let local = loaded.gateway.local_consumer().map(|config| Wanted { config, tls: None, backlog: Backlog::default() });
     let enrolled = identity_directory(&loaded.gateway.identity.data_dir);
-    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled) };
+    let uplink = |u: &Uplink| Wanted { config: u.consumer.clone(), tls: u.tls_files(&enrolled), backlog: u.backlog };
     local.into_iter().chain(loaded.gateway.uplinks.iter().map(uplink)).collect()
 }

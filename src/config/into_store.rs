@@ -24,6 +24,9 @@ impl Store {
         (config.critical.on_full, config.bulk.on_full) = (on_full_critical, on_full);
         (config.critical.min_bytes, config.bulk.min_bytes) = (self.critical_min, self.bulk_min);
         (config.critical.max_age, config.bulk.max_age) = (self.max_age, self.max_age);
+        // Confirmed events and audit entries stay readable in what telemetry may not have, less what the lane needs to
+        // go on.
+        config.critical.keep_bytes = self.critical_min.saturating_sub(2 * config.segment());
         config
     }
 }

@@ -48,6 +48,9 @@ pub struct LaneConfig {
     pub max_age: Option<Duration>,
     /// Records kept in memory while the disk fails, in bytes.
     pub memory_bytes: usize,
+    /// Bytes of segments that everybody has confirmed and that stay readable, for `store export`. They are the first to
+    /// go when space is needed.
+    pub keep_bytes: u64,
     /// Newest records kept in memory for consumers that keep up, in bytes.
     pub tail_bytes: usize,
 }
@@ -81,6 +84,7 @@ impl Config {
             min_bytes,
             max_age: None,
             memory_bytes: 1 << 20,
+            keep_bytes: 0,
             tail_bytes,
         };
         Self {

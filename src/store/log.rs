@@ -18,6 +18,7 @@
 //! in memory, or believe the wall clock.
 
 pub(crate) mod acks;
+mod backlog;
 pub(crate) mod commit;
 pub(crate) mod engine;
 mod figures;

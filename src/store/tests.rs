@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{Delivery, Order, Record};
-use crate::platform::clock::SystemClock;
+use crate::model::{ClockTrust, Delivery, GapReason, Order, Record};
+use crate::platform::clock::{Clock, ManualClock, SystemClock};
 
 pub(super) fn record(lane: Lane, n: u64) -> NewRecord {
     let payload = format!("record {n}").into_bytes().into();
@@ -16,7 +16,7 @@ fn open(dir: &std::path::Path) -> Store {
 }
 
 fn spec(name: &str, start: Start) -> ConsumerSpec {
-    ConsumerSpec { name: name.to_owned(), start }
+    ConsumerSpec { name: name.to_owned(), start, backlog: Backlog::default() }
 }
 
 fn numbers(deliveries: &[Delivery]) -> Vec<(Seq, bool)> {
@@ -151,4 +151,154 @@ async fn a_store_that_is_dropped_stops_and_can_be_opened_again() {
     });
     let (store, _dir) = again.await.unwrap();
     assert_eq!(store.unwrap().stats().borrow().bulk.next_seq, 2);
+}
+
+fn records_of(payload: usize, count: u64, ts_ms: i64) -> Vec<NewRecord> {
+    let one = |_| NewRecord {
+        lane: Lane::Bulk,
+        kind: RecordKind::Telemetry,
+        device: 1,
+        ts_ms,
+        count: 1,
+        payload: vec![7; payload].into(),
+    };
+    (0..count).map(one).collect()
+}
+
+/// A store with segments of 64 KiB, and a clock that a test moves.
+fn small_store(dir: &std::path::Path, change: impl FnOnce(&mut Config)) -> (Store, Arc<ManualClock>) {
+    let mut config = Config::with_quota(dir.join("store"), 4 << 20);
+    config.segment_bytes = Some(64 << 10);
+    // Nothing is handed out from memory that the log has given up.
+    config.bulk.tail_bytes = 0;
+    change(&mut config);
+    let clock = ManualClock::at(NOON);
+    (Store::open(config, clock.clone()).unwrap(), clock)
+}
+
+const NOON: i64 = 1_763_812_800_000;
+
+#[tokio::test]
+async fn what_waits_for_one_consumer_is_limited_in_bytes_and_others_get_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = small_store(dir.path(), |_| {});
+    let limited =
+        |bytes| ConsumerSpec { backlog: Backlog { bytes: Some(bytes), age: None }, ..spec("a", Start::Oldest) };
+    drop(store.consumer(limited(256 << 10)).await.unwrap());
+    drop(store.consumer(spec("b", Start::Oldest)).await.unwrap());
+    store.append(records_of(1_000, 1_000, NOON)).await.unwrap();
+    let mut stats = store.stats();
+    let given_up = |s: &Stats| s.consumers.get("a").is_some_and(|a| a.depth.lost > 0);
+    let lost = stats.wait_for(given_up).await.unwrap().consumers["a"].depth.lost;
+    // 256 KiB and the segment that is being filled, with 1,036 bytes a record.
+    assert!((600..760).contains(&lost), "{lost}");
+    assert_eq!(stats.borrow().consumers["b"].depth.lost, 0);
+    store.close().await.unwrap();
+
+    let (store, _) = small_store(dir.path(), |_| {});
+    let mut a = store.consumer(limited(256 << 10)).await.unwrap();
+    assert_eq!(a.depth().lost, lost, "remembered");
+    let mut b = store.consumer(spec("b", Start::Oldest)).await.unwrap();
+    for (consumer, lost) in [(&mut a, lost), (&mut b, 0)] {
+        consumer.begin_session(Order::InOrder);
+        let (mut records, mut gaps) = (0, 0);
+        while records + gaps < 1_000 {
+            for delivery in consumer.live(500).await.unwrap() {
+                match delivery {
+                    Delivery::Record { record, .. } => {
+                        records += 1;
+                        consumer.ack(record.lane, record.seq, record.seq);
+                    }
+                    Delivery::Gap(gap) => {
+                        assert_eq!((gap.consumer.as_deref(), gap.reason), (Some("a"), GapReason::QuotaBytes));
+                        gaps += gap.records;
+                        consumer.ack(gap.lane, gap.from_seq, gap.to_seq);
+                    }
+                }
+            }
+        }
+        assert_eq!((gaps, records), (lost, 1_000 - lost));
+        assert_eq!((consumer.depth().records, consumer.depth().lost), (0, lost));
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_limited_consumer_that_is_away_does_not_hold_segments_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = small_store(dir.path(), |_| {});
+    let limited = ConsumerSpec { backlog: Backlog { bytes: Some(128 << 10), age: None }, ..spec("a", Start::Oldest) };
+    drop(store.consumer(limited).await.unwrap());
+    store.append(records_of(1_000, 1_000, NOON)).await.unwrap();
+    let released = |s: &Stats| s.bulk.first_seq > 500;
+    store.stats().wait_for(released).await.unwrap();
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn age_counts_for_the_store_and_for_one_consumer_only_while_the_clock_is_synchronised() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    for of_consumer in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, clock) = small_store(dir.path(), |c| c.bulk.max_age = (!of_consumer).then_some(HOUR));
+        let backlog = Backlog { bytes: None, age: of_consumer.then_some(HOUR) };
+        drop(store.consumer(ConsumerSpec { backlog, ..spec("a", Start::Oldest) }).await.unwrap());
+        clock.set_trust(ClockTrust::Holdover);
+        store.append(records_of(1_000, 300, NOON)).await.unwrap();
+        clock.advance(2 * HOUR);
+        store.append(records_of(1_000, 100, clock.now().wall_ms)).await.unwrap();
+        // Some turns of the housekeeping: nobody vouches for this clock, so nothing goes.
+        let mut stats = store.stats();
+        for _ in 0..3 {
+            stats.changed().await.unwrap();
+        }
+        assert_eq!(stats.borrow().consumers["a"].depth.lost, 0);
+        clock.set_trust(ClockTrust::Synchronised);
+        let mut a = store.consumer(ConsumerSpec { backlog, ..spec("a", Start::Oldest) }).await.unwrap();
+        a.begin_session(Order::InOrder);
+        let reason = loop {
+            stats.changed().await.unwrap();
+            a.begin_session(Order::InOrder);
+            let next = a.live(1).await.unwrap().into_iter().next();
+            if let Some(Delivery::Gap(gap)) = next {
+                assert!(gap.from_seq == 1 && (200..=300).contains(&gap.to_seq), "{gap:?}");
+                break gap.reason;
+            }
+        };
+        assert_eq!(reason, GapReason::QuotaAge);
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn confirmed_records_stay_readable_where_there_is_room_and_go_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let change = |c: &mut Config| c.bulk.keep_bytes = 256 << 10;
+    let (store, _) = small_store(dir.path(), change);
+    let a = store.consumer(spec("a", Start::Oldest)).await.unwrap();
+    let last = store.append(records_of(1_000, 1_000, NOON)).await.unwrap();
+    a.ack(Lane::Bulk, 1, last);
+    let mut stats = store.stats();
+    let kept = |s: &Stats| s.bulk.first_seq > 600 && s.bulk.first_seq < 800;
+    stats.wait_for(kept).await.unwrap();
+    drop(a);
+    store.close().await.unwrap();
+    // They are still there after a restart, and nobody gets them again.
+    let (store, _) = small_store(dir.path(), change);
+    let kept = store.stats().borrow().bulk.first_seq;
+    assert!((600..800).contains(&kept), "{kept}");
+    let a = store.consumer(spec("a", Start::Oldest)).await.unwrap();
+    assert_eq!(a.depth().records, 0);
+    let mut late = store.consumer(spec("late", Start::Oldest)).await.unwrap();
+    assert!(late.depth().records < 100, "{:?}", late.depth());
+    late.begin_session(Order::InOrder);
+    // With the quota used up they are the first to go: nothing that anybody needs does.
+    for _ in 0..33 {
+        store.append(records_of(1_000, 100, NOON)).await.unwrap();
+    }
+    let mut stats = store.stats();
+    stats.wait_for(|s| s.bulk.next_seq > 4_300).await.unwrap();
+    assert!(stats.borrow().bulk.first_seq > kept && stats.borrow().bulk.lost.is_empty(), "{:?}", stats.borrow().bulk);
+    drop((a, late));
+    store.close().await.unwrap();
 }

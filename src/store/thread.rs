@@ -228,6 +228,7 @@ impl Shell {
             match control {
                 Control::Register { spec, reply } => {
                     let shared = self.engine.register(&spec.name, spec.start).and_then(|shared| {
+                        shared.set_backlog(spec.backlog);
                         let used = shared.in_use.swap(true, Ordering::AcqRel);
                         if used { Err(ConsumerError::InUse(spec.name)) } else { Ok(shared) }
                     });

@@ -41,6 +41,8 @@ pub struct Account {
     /// Records that carry no new number: a device that does not answer, a value that has become stale.
     pub other_seqs: BTreeSet<u64>,
     pub gaps: Vec<GapSeen>,
+    /// Event messages.
+    pub events: usize,
     /// Epochs of the process and when their first `status` came.
     pub epochs: BTreeMap<u64, Instant>,
 }
@@ -211,6 +213,7 @@ fn note(books: &mut Books, line: &str) -> Option<()> {
         ["status"] if body["state"] == "ONLINE" => {
             account.epochs.entry(number(&body["epoch"])).or_insert_with(Instant::now);
         }
+        ["events"] | ["devices", _, "events"] => account.events += 1,
         ["gaps"] => account.gaps.push(GapSeen {
             lane: body["lane"].as_str().unwrap_or_default().to_owned(),
             from: number(&body["fromSeq"]),

@@ -24,8 +24,16 @@ pub struct Setup<'a> {
     pub rate_ms: u64,
     /// Further lines of `[store]`.
     pub store_lines: &'a str,
-    /// Further lines of each uplink.
+    /// Further lines of each uplink, of the first one only, and of the replay of each.
     pub uplink_lines: &'a str,
+    pub first_uplink_lines: &'a str,
+    pub replay_lines: &'a str,
+    /// An uplink whose broker nobody runs.
+    pub away: Option<&'a str>,
+    /// Root of all uplinks, whose names follow.
+    pub root: &'a str,
+    /// Octets that each device has besides its number.
+    pub octets: u16,
 }
 
 impl<'a> Setup<'a> {
@@ -41,6 +49,11 @@ impl<'a> Setup<'a> {
             rate_ms: 50,
             store_lines: "",
             uplink_lines: "",
+            first_uplink_lines: "",
+            replay_lines: "",
+            away: None,
+            root: "fieldgate/v1",
+            octets: 0,
         }
     }
 
@@ -56,11 +69,13 @@ impl<'a> Setup<'a> {
             self.quota_mib,
             self.store_lines
         );
-        for (name, in_order) in self.uplinks {
+        for (index, (name, in_order)) in self.uplinks.iter().enumerate() {
             let order = if *in_order { "in-order" } else { "live-first" };
+            let port = if self.away == Some(*name) { crate::support::free_port() } else { self.broker_port };
+            let first = if index == 0 { self.first_uplink_lines } else { "" };
             main += &format!(
-                "[[uplink]]\nname = \"{name}\"\nservers = [\"mqtt://127.0.0.1:{}\"]\nroot = \"fieldgate/v1/{name}\"\nkeep_alive = \"5 s\"\nreconnect_max = \"1 s\"\n{}\n[uplink.replay]\norder = \"{order}\"\n\n",
-                self.broker_port, self.uplink_lines
+                "[[uplink]]\nname = \"{name}\"\nservers = [\"mqtt://127.0.0.1:{port}\"]\nroot = \"{}/{name}\"\nkeep_alive = \"5 s\"\nreconnect_max = \"1 s\"\n{}\n{first}\n[uplink.replay]\norder = \"{order}\"\n{}\n\n",
+                self.root, self.uplink_lines, self.replay_lines
             );
         }
         main += &format!("[defaults]\nrate = \"{} ms\"\n", self.rate_ms);
@@ -68,9 +83,15 @@ impl<'a> Setup<'a> {
         let devices = self.folder.join("devices");
         let _ = std::fs::remove_dir_all(&devices);
         std::fs::create_dir_all(&devices).expect("writable");
+        let octets = match self.octets {
+            0 => String::new(),
+            n => format!(
+                "\n[[points]]\nid = \"octets\"\ntable = \"holding\"\naddress = 2\ntype = \"bytes\"\nlength = {n}\n"
+            ),
+        };
         for unit in 1..=self.devices {
             let text = format!(
-                "[modbus]\nlink = \"tcp://127.0.0.1:{}\"\nunit = {unit}\ntimeout = \"10 s\"\nretries = 0\nidentify = false\nresync_echo = false\n\n[[points]]\nid = \"count\"\ntable = \"holding\"\naddress = 0\ntype = \"u32\"\n",
+                "[modbus]\nlink = \"tcp://127.0.0.1:{}\"\nunit = {unit}\ntimeout = \"10 s\"\nretries = 0\nidentify = false\nresync_echo = false\n\n[[points]]\nid = \"count\"\ntable = \"holding\"\naddress = 0\ntype = \"u32\"\n{octets}",
                 self.plant.port()
             );
             std::fs::write(devices.join(format!("c{unit}.toml")), text).expect("writable");

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use fieldgate::model::{Delivery, Gap, Lane, Order, RecordKind};
-use fieldgate::store::{Consumer, ConsumerSpec, NewRecord, Start, Store};
+use fieldgate::contract::{ContractMessage, Encoding, telemetry};
+use fieldgate::model::{
+    Batch, ClockTrust, Delivery, DeviceId, Gap, Lane, Order, PointId, Quality, RecordKind, Sample, Stamp, Uptime, Value,
+};
+use fieldgate::platform::clock::SystemClock;
+use fieldgate::store::{Backlog, Config, Consumer, ConsumerSpec, NewRecord, Start, Store};
 
 /// Everything that a consumer was handed.
 #[derive(Debug, Default)]
@@ -43,9 +47,56 @@ pub fn record(lane: Lane, number: u64, bytes: usize) -> NewRecord {
     }
 }
 
+/// The device in a backlog that was there before the gateway started.
+pub const OLD: u8 = 200;
+
+/// A record of [`OLD`].
+pub fn old_record(number: u64) -> NewRecord {
+    let at = Stamp { wall_ms: 1_763_812_800_000 + number as i64 * 50, mono_ns: 0, trust: ClockTrust::Synchronised };
+    let sample = |name: &str, value: Value| Sample {
+        point: PointId::new(name).expect("legal"),
+        value: Some(value),
+        quality: Quality::Good,
+        reason: None,
+        at,
+    };
+    let mut samples = vec![sample("count", Value::Uint(number))];
+    samples.extend(["flow", "level", "power"].map(|name| sample(name, Value::Double(number as f64 / 7.0))));
+    let batch = Batch { device: DeviceId::new(&format!("c{OLD}")).expect("legal"), at, samples };
+    NewRecord {
+        lane: Lane::Bulk,
+        kind: RecordKind::Telemetry,
+        device: u32::from(OLD),
+        ts_ms: at.wall_ms,
+        count: batch.samples.len() as u16,
+        payload: telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf),
+    }
+}
+
+/// Fills the store of a gateway that is away with so many bytes of [`OLD`]; returns how many records that took.
+pub fn fill(data: &Path, quota_mib: u64, consumers: &[&str], bytes: u64) -> u64 {
+    std::fs::create_dir_all(data).expect("writable");
+    tokio::runtime::Runtime::new().expect("threads").block_on(async {
+        let config = Config::with_quota(data.join("store"), quota_mib << 20);
+        let store = Store::open(config, SystemClock::shared()).expect("opens");
+        for name in consumers {
+            drop(consumer(&store, name).await);
+        }
+        let (mut number, mut done) = (0, 0);
+        while done < bytes {
+            let records: Vec<_> = (number + 1..=number + 100).map(old_record).collect();
+            number += records.len() as u64;
+            done += records.iter().map(|r| r.payload.len() as u64 + 36).sum::<u64>();
+            store.append(records).await.expect("accepted");
+        }
+        store.close().await.expect("closed");
+        number
+    })
+}
+
 /// Registers or takes over a consumer.
 pub async fn consumer(store: &Store, name: &str) -> Consumer {
-    let spec = ConsumerSpec { name: name.to_owned(), start: Start::Oldest };
+    let spec = ConsumerSpec { name: name.to_owned(), start: Start::Oldest, backlog: Backlog::default() };
     store.consumer(spec).await.unwrap_or_else(|error| panic!("consumer {name}: {error}"))
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use account::{Account, Arrival, Collector, GapSeen};
 pub use disk::{Image, Mount, loop_mounts_work};
-pub use gateway::{Gateway, Setup};
+pub use gateway::{Gateway, Setup, lane};
 pub use plant::CountingPlant;
 
 /// How often: `variable` from the environment (full counts, see `tests/torture.sh`) or what CI does.

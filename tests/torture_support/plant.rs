@@ -68,8 +68,8 @@ fn answer(unit: u8, pdu: &[u8], answers: &Answers) -> Vec<u8> {
     let mut all = answers.lock().unwrap_or_else(PoisonError::into_inner);
     let mine = all.entry(unit).or_default();
     mine.push(Instant::now());
-    let mut body = (mine.len() as u32).to_be_bytes().to_vec();
-    body.resize(usize::from(words) * 2, 0);
+    // The number again and again, so that everything that is read changes with it.
+    let body: Vec<u8> = (mine.len() as u32).to_be_bytes().into_iter().cycle().take(usize::from(words) * 2).collect();
     let mut reply = vec![3, words * 2];
     reply.extend(body);
     reply

@@ -10,6 +10,7 @@ use crate::config::Secret;
 use crate::model::GatewayId;
 use crate::northbound::ConsumerConfig;
 use crate::security::ClientTlsFiles;
+use crate::store::Backlog;
 use crate::telemetry::{LogConfig, OtlpConfig};
 
 /// The gateway itself.
@@ -226,6 +227,8 @@ pub struct Uplink {
     pub tls: Option<ClientTlsFiles>,
     /// Its certificate and key are those that `[est]` enrolled.
     pub enrolled: bool,
+    /// What may wait for it; none: as much and as old as the store keeps.
+    pub backlog: Backlog,
 }
 
 impl Uplink {

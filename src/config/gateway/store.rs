@@ -19,7 +19,7 @@ const FULL: &[(&str, FullPolicy)] = &[
 
 pub(super) fn read(section: &Reader<'_>) -> Store {
     let max_size = section.or("max_size", 1024 * MIB, size(8 * MIB..=16 << 40));
-    let quarter = (16 * MIB).min(max_size / 4);
+    let quarter = (64 * MIB).min(max_size / 4);
     let store = Store {
         max_size,
         critical_min: section.or("critical_min", quarter, size(MIB..=16 << 40)),

@@ -14,6 +14,7 @@ use crate::config::value::{boolean, choice, host_port, line, millis, size};
 use crate::model::is_unreserved;
 use crate::northbound::{ServerUrl, UplinkConfig, Version};
 use crate::security::ClientTlsFiles;
+use crate::store::Backlog;
 
 const VERSIONS: &[(&str, Version)] = &[("3.1.1", Version::V311), ("5", Version::V5)];
 /// The system's authorities on Debian and its kin.
@@ -69,7 +70,11 @@ fn uplink(reader: &Reader<'_>, gateway: &Identity, enrols: bool) -> Option<Uplin
     };
     // Every key is asked for, also when the name is missing.
     let consumer = consumer::uplink(reader, name.clone().unwrap_or_default(), topics, reached);
-    name.map(|_| Uplink { consumer, tls: encrypted.then_some(tls), enrolled })
+    let backlog = Backlog {
+        bytes: reader.optional("max_backlog", size(1 << 20..=16 << 40)),
+        age: reader.optional("max_age", millis(60_000, 3_650 * 86_400_000)),
+    };
+    name.map(|_| Uplink { consumer, tls: encrypted.then_some(tls), enrolled, backlog })
 }
 
 fn packet_size(item: &Item) -> Result<usize, String> {

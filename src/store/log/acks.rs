@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::holes::{self, Hole, MAX_HOLES};
-use super::progress::MAX_RANGES;
+use super::progress::{MAX_RANGES, MAX_SHED};
 use crate::model::Seq;
 use crate::store::fs::{File, FileSystem, Open, SyncPoint};
 
@@ -58,6 +58,8 @@ pub(crate) struct SavedConsumer {
     pub cursor: Seq,
     pub lost: u64,
     pub beyond: Vec<(Seq, Seq)>,
+    /// Given up for it alone.
+    pub shed: Vec<Hole>,
 }
 
 fn encode(image: &Image, counter: u64) -> Vec<u8> {
@@ -76,13 +78,10 @@ fn encode(image: &Image, counter: u64) -> Vec<u8> {
             out.extend(first.to_le_bytes());
             out.extend(last.to_le_bytes());
         }
+        out.push(consumer.shed.len() as u8);
+        consumer.shed.iter().for_each(|hole| encode_hole(&mut out, hole));
     }
-    for hole in &image.holes {
-        for number in [hole.from, hole.to, hole.from_ms as u64, hole.to_ms as u64, hole.records] {
-            out.extend(number.to_le_bytes());
-        }
-        out.push(holes::reason_number(hole.reason));
-    }
+    image.holes.iter().for_each(|hole| encode_hole(&mut out, hole));
     let len = (out.len() - PREFIX) as u32;
     out[..4].copy_from_slice(&MAGIC);
     out[4..6].copy_from_slice(&VERSION.to_le_bytes());
@@ -91,6 +90,13 @@ fn encode(image: &Image, counter: u64) -> Vec<u8> {
     let sum = crc32c::crc32c_append(crc32c::crc32c(&out[..20]), &out[PREFIX..]);
     out[20..24].copy_from_slice(&sum.to_le_bytes());
     out
+}
+
+fn encode_hole(out: &mut Vec<u8>, hole: &Hole) {
+    for number in [hole.from, hole.to, hole.from_ms as u64, hole.to_ms as u64, hole.records] {
+        out.extend(number.to_le_bytes());
+    }
+    out.push(holes::reason_number(hole.reason));
 }
 
 /// Reads fields one after another; `None` at the end.
@@ -139,7 +145,9 @@ fn decode_consumer(fields: &mut Fields<'_>) -> Option<SavedConsumer> {
     let (cursor, lost) = (fields.u64()?, fields.u64()?);
     let ranges = fields.u8()?;
     let beyond = (0..ranges).map(|_| Some((fields.u64()?, fields.u64()?))).collect::<Option<_>>()?;
-    Some(SavedConsumer { name, cursor, lost, beyond })
+    let shed = fields.u8()?;
+    let shed = (0..shed).map(|_| decode_hole(fields)).collect::<Option<_>>()?;
+    Some(SavedConsumer { name, cursor, lost, beyond, shed })
 }
 
 fn decode_hole(fields: &mut Fields<'_>) -> Option<Hole> {
@@ -273,8 +281,10 @@ pub(crate) fn newest(file: &dyn File) -> io::Result<Option<(usize, u64, Image)>>
     Ok([slot(0), slot(1)].into_iter().flatten().max_by_key(|(_, counter, _)| *counter))
 }
 
-const _: () =
-    assert!(PREFIX + 52 + MAX_CONSUMERS * (82 + 16 * MAX_RANGES) + MAX_HOLES * 41 <= SLOT, "a full slot must fit");
+const _: () = assert!(
+    PREFIX + 52 + MAX_CONSUMERS * (83 + 16 * MAX_RANGES + 41 * MAX_SHED) + MAX_HOLES * 41 <= SLOT,
+    "a full slot must fit"
+);
 
 #[cfg(test)]
 mod tests {
@@ -299,6 +309,7 @@ mod tests {
                 cursor: 3,
                 lost: 1,
                 beyond: vec![(7, 9), (12, 12)],
+                shed: vec![Hole::new(4, 5, GapReason::QuotaAge)],
             }],
             holes: vec![Hole::new(1, 2, GapReason::QuotaBytes)],
         }

@@ -189,14 +189,18 @@ impl LaneLog {
             return None;
         }
         self.flush();
-        let active = self.active.as_ref()?;
         let mut files = std::mem::take(&mut self.commit.sealed);
-        files.push(active.file.clone());
+        files.extend(self.active.as_ref().map(|active| active.file.clone()));
+        // Without room for another segment there may be full ones only.
+        let upto = self.active.as_ref().map_or(self.commit.written, |active| active.segment.last);
+        if files.is_empty() {
+            return None;
+        }
         let dir = std::mem::take(&mut self.commit.names_changed).then(|| self.dir.clone());
         self.counters.syncs += files.len() as u64 + u64::from(dir.is_some());
         self.commit.taken();
         self.commit.in_flight = true;
-        let work = Work::Frames { dir, files, upto: active.segment.last };
+        let work = Work::Frames { dir, files, upto };
         Some(Job { lane: self.lane, epoch: self.commit.epoch, work, result: Ok(()) })
     }
 

@@ -356,7 +356,17 @@ impl Engine {
         let mut offers = Vec::new();
         let mut pos = from;
         while pos < to && offers.len() < max {
-            let start = consumer.lanes()[lane as usize].next_open(pos);
+            let (start, shed) = {
+                let progress = &consumer.lanes()[lane as usize];
+                let start = progress.next_open(pos);
+                (start, progress.shed_at(start))
+            };
+            if let Some(hole) = shed.filter(|hole| hole.from < to) {
+                let hole = hole.clip(hole.from, to - 1);
+                pos = hole.to + 1;
+                consumer.offer(lane, Item::Hole(hole), &mut offers);
+                continue;
+            }
             let mut items = Vec::new();
             let next = self.lanes[lane as usize].read(start, to, max - offers.len(), &mut items);
             for item in items {
@@ -416,9 +426,10 @@ impl Engine {
                 self.evict_by_age(i, now.wall_ms);
             }
         }
+        self.limit_backlogs(now);
         self.shrink_to_quota();
         let critical = &self.lanes[Lane::Critical as usize];
-        let oldest = (!critical.sealed.is_empty()).then(|| critical.sealed_until(0));
+        let oldest = (0..critical.sealed.len()).map(|i| critical.sealed_until(i)).find(|to| *to >= critical.floor);
         for (_, shared) in self.consumers.iter().filter(|(name, _)| name.starts_with(INTERNAL)) {
             let cursor = shared.lanes()[Lane::Critical as usize].cursor;
             shared.pins_old_segment.store(oldest.is_some_and(|to| cursor < to), Ordering::Release);
@@ -472,6 +483,7 @@ fn consumers(critical: &Opened, bulk: &Opened) -> Vec<(Arc<ConsumerShared>, [boo
         for saved in &opened.saved.consumers {
             let mut progress = Progress::at(saved.cursor);
             progress.lost = saved.lost;
+            saved.shed.iter().for_each(|hole| _ = progress.shed.add(hole.clone()));
             saved.beyond.iter().for_each(|&(first, last)| progress.settle(first, last));
             progress.fresh = 0;
             found.entry(saved.name.clone()).or_default()[i] = Some(progress);

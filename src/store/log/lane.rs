@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::acks::{AckFile, Image, SavedConsumer};
 use super::frame;
 use super::holes::{Hole, Holes};
-use super::progress::{ConsumerShared, MAX_RANGES};
+use super::progress::{ConsumerShared, MAX_RANGES, MAX_SHED};
 use super::segment::{self, HEADER_LEN, Segment};
 use crate::model::{GapReason, Lane, Record, Seq};
 use crate::store::config::LaneConfig;
@@ -332,6 +332,7 @@ impl LaneLog {
                     cursor: progress.cursor,
                     lost: progress.lost,
                     beyond: progress.beyond.iter().take(MAX_RANGES).collect(),
+                    shed: progress.shed.to_list().into_iter().take(MAX_SHED).collect(),
                 }
             })
             .collect();

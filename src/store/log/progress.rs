@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::holes::Hole;
+use super::holes::{Hole, Holes};
 use super::intervals::Intervals;
 use crate::model::{Depth, Gap, GapReason, Lane, Record, RecordKind, Seq};
+use crate::store::Backlog;
 
 /// Acknowledged ranges beyond the cursor that fit the ack file.
 pub(crate) const MAX_RANGES: usize = 64;
@@ -14,6 +15,8 @@ pub(crate) const MAX_RANGES: usize = 64;
 const CROWDED: usize = 48;
 /// Gaps handed out whose acknowledgement is awaited; beyond that a gap counts at once.
 const MAX_PENDING_GAPS: usize = 1024;
+/// Ranges given up for one consumer; they adjoin, so there is one for each change of the reason.
+pub(crate) const MAX_SHED: usize = 4;
 
 /// A consumer's acknowledgements in one lane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub(crate) struct Progress {
     pub lost: u64,
     /// Gaps handed out and not acknowledged, by first number: last number and records.
     gaps: BTreeMap<Seq, (Seq, u64)>,
+    /// Given up for this consumer alone, because more waits than it may.
+    pub shed: Holes,
     /// Numbers settled since the last look of the engine.
     pub fresh: u64,
 }
@@ -49,6 +54,7 @@ impl Progress {
             self.beyond.pop_first();
         }
         let cursor = self.cursor;
+        self.shed.forget_below(cursor + 1);
         let settled: Vec<Seq> = self
             .gaps
             .iter()
@@ -73,14 +79,57 @@ impl Progress {
         self.beyond.range_at(seq).map_or(seq, |(_, end)| end + 1)
     }
 
-    /// How many numbers up to `last` are not settled.
+    /// How many numbers up to `last` are not settled and not given up.
     pub fn open_until(&self, last: Seq) -> u64 {
-        if last <= self.cursor { 0 } else { last - self.cursor - self.beyond.covered(self.cursor + 1, last) }
+        if last <= self.cursor {
+            return 0;
+        }
+        let shed: u64 = self.shed.iter().map(|hole| self.open_in(hole.from, hole.to.min(last))).sum();
+        // Each range given up is one gap to hand out.
+        let gaps =
+            self.shed.iter().filter(|hole| hole.from <= last && self.open_in(hole.from, hole.to) > 0).count() as u64;
+        self.open_in(self.cursor + 1, last) - shed + gaps
     }
 
-    /// Records lost, including gaps handed out but not yet acknowledged.
+    /// How many numbers of `first..=last` are not settled.
+    pub fn open_in(&self, first: Seq, last: Seq) -> u64 {
+        let first = first.max(self.cursor + 1);
+        if first > last { 0 } else { last - first + 1 - self.beyond.covered(first, last) }
+    }
+
+    /// Nothing below this is needed for the consumer: settled or given up.
+    pub fn needed_from(&self) -> Seq {
+        let mut pos = self.next_open(1);
+        while let Some(hole) = self.shed_at(pos) {
+            pos = self.next_open(hole.to + 1);
+        }
+        pos
+    }
+
+    /// What was given up at this number, from there on.
+    pub fn shed_at(&self, seq: Seq) -> Option<Hole> {
+        self.shed.iter().find(|hole| hole.from <= seq && seq <= hole.to).map(|hole| hole.clip(seq, hole.to))
+    }
+
+    /// Gives up for this consumer what is open in a range.
+    pub fn give_up(&mut self, hole: Hole) {
+        if hole.records == 0 {
+            return self.settle(hole.from, hole.to);
+        }
+        let reason =
+            self.shed.iter().next_back().map(|last| last.reason).filter(|_| self.shed.iter().count() >= MAX_SHED);
+        self.shed.add(Hole { reason: reason.unwrap_or(hole.reason), ..hole });
+    }
+
+    /// Records given up whose gap was not handed out yet, at most.
+    fn shed_untold(&self) -> u64 {
+        let untold = |hole: &&Hole| self.gaps.range(hole.from..=hole.to).next().is_none();
+        self.shed.iter().filter(untold).map(|hole| hole.records.min(self.open_in(hole.from, hole.to))).sum()
+    }
+
+    /// Records lost, including gaps not yet handed out or acknowledged.
     pub fn lost_in_all(&self) -> u64 {
-        self.lost + self.gaps.values().map(|&(_, records)| records).sum::<u64>()
+        self.lost + self.gaps.values().map(|&(_, records)| records).sum::<u64>() + self.shed_untold()
     }
 
     fn note_gap(&mut self, gap: &Gap) {
@@ -116,6 +165,7 @@ pub(crate) struct ConsumerShared {
     pub name: String,
     lanes: Mutex<[Progress; 2]>,
     depth: Mutex<Depth>,
+    backlog: Mutex<Backlog>,
     /// Removed while a handle was out.
     pub removed: AtomicBool,
     /// A handle is out.
@@ -131,6 +181,7 @@ impl ConsumerShared {
             name,
             lanes: Mutex::new(lanes),
             depth: Mutex::default(),
+            backlog: Mutex::default(),
             removed: AtomicBool::new(false),
             in_use: AtomicBool::new(false),
             pins_old_segment: AtomicBool::new(false),
@@ -145,6 +196,16 @@ impl ConsumerShared {
     /// How far behind, as of the engine's last look.
     pub fn depth(&self) -> MutexGuard<'_, Depth> {
         self.depth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What may wait for it.
+    pub fn backlog(&self) -> Backlog {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets what may wait for it.
+    pub fn set_backlog(&self, backlog: Backlog) {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = backlog;
     }
 
     /// Whether the ranges in the ack file are nearly used up.

@@ -16,7 +16,7 @@ const SPARES: usize = 1;
 /// Damaged segments kept for people, in each lane.
 const KEEP_BAD: usize = 1;
 /// 2024-01-01: an earlier stamp says nothing about the age of a record.
-const EARLIEST_PLAUSIBLE_MS: i64 = 1_704_067_200_000;
+pub(super) const EARLIEST_PLAUSIBLE_MS: i64 = 1_704_067_200_000;
 /// How long to wait before the reserve is made again.
 const RESERVE_RETRY_NS: u64 = 10_000_000_000;
 /// Devices whose thinning is counted one by one.
@@ -45,9 +45,9 @@ impl LaneLog {
     /// The first number that anybody still needs, by the acknowledgements of now.
     pub fn next_floor(&self) -> Seq {
         let wanted = self.floor.max(self.floor_wanted);
-        let acked = self.consumers.values().map(|c| c.shared.lanes()[self.lane as usize].cursor).min();
-        match (self.readers(), acked) {
-            (Some(()), Some(acked)) => wanted.max(acked + 1),
+        let needed = self.consumers.values().map(|c| c.shared.lanes()[self.lane as usize].needed_from()).min();
+        match (self.readers(), needed) {
+            (Some(()), Some(needed)) => wanted.max(needed),
             _ => wanted,
         }
     }
@@ -59,6 +59,26 @@ impl LaneLog {
     /// Whether saving the acknowledgements now would release a segment.
     fn would_release(&self) -> bool {
         !self.sealed.is_empty() && self.sealed_until(0) < self.next_floor()
+    }
+
+    /// Whether another segment is needed soon.
+    fn is_half_full(&self) -> bool {
+        self.active.as_ref().is_some_and(|a| a.segment.end > a.segment.size / 2)
+    }
+
+    /// Bytes of segments that nobody needs and that are kept for people.
+    fn history(&self) -> u64 {
+        let released = (0..self.sealed.len()).take_while(|&i| self.sealed_until(i) < self.floor);
+        released.map(|i| self.sealed[i].size).sum()
+    }
+
+    /// Takes the oldest segment out if nobody needs it. Says whether there was one.
+    fn retire_history(&mut self) -> bool {
+        let any = !self.sealed.is_empty() && self.sealed_until(0) < self.floor;
+        if any {
+            self.retire_front();
+        }
+        any
     }
 
     /// Takes the oldest segment out: its file is free.
@@ -167,13 +187,16 @@ impl Engine {
                 }
                 continue;
             }
+            if self.lanes[i].retire_history() {
+                continue;
+            }
             if self.lanes[i].would_release() {
                 self.lanes[i].save_acks(false, SyncPoint::Acknowledgement).map_err(NoRoom::Disk)?;
-                if self.release(i) {
+                if self.lanes[i].retire_history() {
                     continue;
                 }
             }
-            if self.delete_spares_of(1 - i) {
+            if self.delete_spares_of(1 - i) || self.lanes[1 - i].retire_history() {
                 continue;
             }
             let policy = self.lanes[i].config.on_full;
@@ -206,8 +229,19 @@ impl Engine {
 
     /// Evicts the oldest segment of a lane. The gap is durable before the file is used again.
     fn evict(&mut self, i: usize, reason: GapReason) -> io::Result<()> {
+        self.mark_evicted(i, reason);
         let lane = &mut self.lanes[i];
-        let Some(front) = lane.sealed.front() else { return Ok(()) };
+        if lane.floor < lane.next_floor() {
+            lane.save_acks(false, SyncPoint::Acknowledgement)?;
+        }
+        lane.retire_history();
+        Ok(())
+    }
+
+    /// Tells everybody who has not had it that the oldest segment of a lane goes.
+    fn mark_evicted(&mut self, i: usize, reason: GapReason) {
+        let lane = &mut self.lanes[i];
+        let Some(front) = lane.sealed.front() else { return };
         let to = lane.sealed_until(0);
         let hole = Hole {
             from_ms: front.first_ms,
@@ -215,8 +249,8 @@ impl Engine {
             records: front.records,
             ..Hole::new(front.base, to, reason)
         };
-        let unread = lane.consumers.values().any(|c| c.shared.lanes()[lane.lane as usize].cursor < to);
-        if unread || lane.readers().is_none() {
+        let unread = lane.consumers.values().any(|c| c.shared.lanes()[lane.lane as usize].needed_from() <= to);
+        if to >= lane.floor && (unread || lane.readers().is_none()) {
             tracing::warn!(
                 lane = lane.lane.as_str(),
                 from = front.base,
@@ -227,21 +261,40 @@ impl Engine {
             );
             lane.lose(hole);
         }
-        lane.floor_wanted = to + 1;
-        lane.save_acks(false, SyncPoint::Acknowledgement)?;
-        self.release(i);
-        Ok(())
+        lane.floor_wanted = lane.floor_wanted.max(to + 1);
     }
 
-    /// Frees what every consumer has acknowledged. Says whether there was anything.
-    pub(super) fn release(&mut self, i: usize) -> bool {
+    /// Frees what nobody needs, but for what is kept for people.
+    pub(super) fn release(&mut self, i: usize) {
         let lane = &mut self.lanes[i];
-        let mut any = false;
-        while !lane.sealed.is_empty() && lane.sealed_until(0) < lane.floor {
-            lane.retire_front();
-            any = true;
+        while lane.history() > lane.config.keep_bytes && lane.retire_history() {}
+    }
+
+    /// Has room made before it is needed, so that no append waits for the disk: what would go when the active segment is
+    /// full is given up now, and its file is free when another thread has made that durable.
+    fn free_ahead(&mut self, i: usize, now: u64) -> Option<Job> {
+        if self.lanes[i].retire_history() {
+            return None;
         }
-        any
+        // A spare that the other lane will need itself soon is left to it.
+        let given = !self.lanes[1 - i].is_half_full() && self.delete_spares_of(1 - i);
+        if given || self.lanes[1 - i].retire_history() {
+            return if self.may_grow(i) { self.lanes[i].spare_job(now) } else { None };
+        }
+        let victim = if self.lanes[i].would_release() { i } else { self.victim(i)? };
+        let lane = &self.lanes[victim];
+        if lane.commit.acks_urgent || lane.commit.is_saving_acks() || lane.failed.is_some() {
+            return None;
+        }
+        if !lane.would_release() {
+            // Thinning is to make what there is last: nothing goes before it must.
+            if matches!(lane.config.on_full, OnFull::ThinOut { .. }) {
+                return None;
+            }
+            self.mark_evicted(victim, GapReason::QuotaBytes);
+        }
+        self.lanes[victim].commit.acks_urgent = true;
+        self.lanes[victim].next_job(now)
     }
 
     /// Evicts by age. Only stamps that can be believed count.
@@ -289,7 +342,7 @@ impl Engine {
         let other = if i == 0 { self.config.bulk.min_bytes } else { self.config.critical.min_bytes };
         let most = self.config.quota_bytes.saturating_sub(other);
         let lane = &mut self.lanes[i];
-        let held: u64 = lane.sealed.iter().map(|s| s.size).sum();
+        let held: u64 = lane.sealed.iter().chain(lane.active.as_ref().map(|a| &a.segment)).map(|s| s.size).sum();
         if held < most / 4 * 3 {
             lane.thinning.clear();
             return false;
@@ -317,9 +370,11 @@ impl Engine {
     pub(super) fn ahead_job(&mut self, now: u64) -> Option<Job> {
         for i in 0..2 {
             let lane = &self.lanes[i];
-            let half_full = lane.active.as_ref().is_some_and(|a| a.segment.end > a.segment.size / 2);
-            if half_full && lane.free.is_empty() && !lane.is_preparing() && lane.failed.is_none() && self.may_grow(i) {
-                return self.lanes[i].spare_job(now);
+            if lane.is_half_full() && lane.free.is_empty() && !lane.is_preparing() && lane.failed.is_none() {
+                let job = if self.may_grow(i) { self.lanes[i].spare_job(now) } else { self.free_ahead(i, now) };
+                if job.is_some() {
+                    return job;
+                }
             }
         }
         let healthy = self.lanes.iter().all(|l| l.failed.is_none());

@@ -237,7 +237,7 @@ impl Opening<'_> {
                     Survey::default()
                 }
             };
-            if segment.last < base || segment.last < saved.floor {
+            if segment.last < base || (segment.last < saved.floor && self.config.keep_bytes == 0) {
                 garbage.push(Free { path: segment.path, size: len });
                 continue;
             }
@@ -267,6 +267,8 @@ impl Opening<'_> {
             // Behind a cut the next segment tells what there is.
             let damaged = survey.damaged.iter().map(|&(from, to)| (from, to.min(segment.last)));
             let missing = damaged.chain(next_base.map(|next| (segment.last + 1, next - 1)));
+            // What nobody needs any more is not missed.
+            let missing = missing.map(|(from, to)| (from.max(saved.floor), to));
             for (from, to) in missing.filter(|(from, to)| from <= to) {
                 self.note_missing(holes, saved, segment, from, to);
             }

@@ -18,7 +18,7 @@ use crate::model::{Lane, Record, RecordKind, Seq};
 use crate::platform::clock::SharedClock;
 use crate::store::inbox::{Control, Inbox};
 use crate::store::log::progress::ConsumerShared;
-use crate::store::{AppendError, ConsumerSpec, NewRecord, OpenError, Start};
+use crate::store::{AppendError, Backlog, ConsumerSpec, NewRecord, OpenError, Start};
 
 /// Name under which the journal holds back its records in the log.
 pub(crate) const JOURNAL: &str = "~state";
@@ -86,7 +86,7 @@ pub(crate) fn start(dir: &Path, inbox: Arc<Inbox>, clock: SharedClock) -> Result
 impl Writer {
     fn open(shared: Arc<Shared>, inbox: Arc<Inbox>, clock: SharedClock) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let spec = ConsumerSpec { name: JOURNAL.to_owned(), start: Start::Oldest };
+        let spec = ConsumerSpec { name: JOURNAL.to_owned(), start: Start::Oldest, backlog: Backlog::default() };
         let registered = runtime.block_on(inbox.ask(|reply| Control::Register { spec, reply }));
         let (place, _tail) = registered.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let mut writer = Self { shared, inbox, clock, place, runtime, journal_bytes: 0, snapshot_bytes: 0 };

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::*;
-use crate::store::Start;
 use crate::store::fs::FileSystem;
 use crate::store::fs::sim::Fault;
+use crate::store::{OnFull, Start};
 
 /// A log with 60 records in the bulk lane and a consumer that acknowledged none, closed cleanly.
 fn stopped() -> (SimFs, Config, Vec<(Seq, u64)>) {
@@ -246,4 +246,28 @@ fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
     assert_eq!(lost, engine.stats().bulk.lost["disk-failure"]);
     run_jobs(&mut engine, &fs, 20_000_000_000);
     assert!(engine.stats().reserve, "the reserve is made again");
+}
+
+#[test]
+fn a_full_lane_that_keeps_what_it_has_is_synced_and_rests() {
+    for policy in [OnFull::PushBack, OnFull::DropNewest] {
+        let (fs, mut config) = (SimFs::new(7), config(12));
+        config.bulk.on_full = policy;
+        let mut engine = open(&fs, &config);
+        let consumer = engine.register("a", Start::Oldest).unwrap();
+        let (mut kept, mut now) = (0, 0);
+        while engine.append(record(Lane::Bulk, kept + 1, 100), now).is_ok() && engine.stats().bulk.lost.is_empty() {
+            (kept, now) = (kept + 1, now + 1_000_000);
+            engine.flush();
+        }
+        now += 2_000_000_000;
+        run_jobs(&mut engine, &fs, now);
+        assert!(engine.durable(Lane::Bulk) >= kept, "{policy:?}: what was accepted is synced");
+        assert!(engine.deadline().is_none_or(|at| at > now), "{policy:?}: nothing is left to do");
+        drop((engine, consumer));
+        fs.power_cut();
+        let mut engine = open(&fs, &config);
+        let consumer = engine.register("a", Start::Oldest).unwrap();
+        assert_eq!(drain(&mut engine, &consumer, Lane::Bulk).unwrap().0.len() as u64, kept, "{policy:?}");
+    }
 }
