@@ -51,8 +51,6 @@ pub const GATEWAY: &str = "gateway";
 const QUEUE: usize = 16;
 /// After a step that the disk refused.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Between two looks at the gateway's own health.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Where binaries and jobs are.
 pub fn directory(data: &Path) -> PathBuf {
@@ -123,8 +121,9 @@ pub fn start(gateway: &Gateway, ground: Ground, supervisor: &mut Supervisor) -> 
     let (ask, asked) = mpsc::channel(QUEUE);
     let token = supervisor.token();
     let clerk = Clerk { store, events, clock, told: updater.job().map(|job| job.stage).filter(|s| s.is_final()) };
-    supervisor.spawn("firmware", serve(updater, asked, clerk, token.clone()));
-    supervisor.spawn("firmware health", watch_health(health, told, token));
+    // Looked at right before each step: an installation notes what is polled at that very moment.
+    let refresh = move || drop(told.send_replace(health.report()));
+    supervisor.spawn("firmware", serve(updater, asked, clerk, refresh, token));
     Ok(FirmwareDesk(ask))
 }
 
@@ -168,22 +167,6 @@ fn download_tls(ca: Option<PathBuf>, time: &BelievedTime) -> Result<ClientConfig
     }
 }
 
-/// Tells the target how the gateway is.
-async fn watch_health(
-    health: HealthDesk,
-    told: watch::Sender<HealthReport>,
-    token: CancellationToken,
-) -> Result<(), String> {
-    let mut ticks = tokio::time::interval(LOOK);
-    loop {
-        tokio::select! {
-            () = token.cancelled() => return Ok(()),
-            _ = ticks.tick() => {}
-        }
-        told.send_replace(health.report());
-    }
-}
-
 type Running<T> = Updater<T, Source, FileJournal>;
 
 /// Answers questions and acts out the job until `token` is cancelled.
@@ -191,6 +174,7 @@ async fn serve<T: Target + 'static>(
     mut updater: Running<T>,
     mut asked: mpsc::Receiver<Asked>,
     mut clerk: Clerk,
+    refresh: impl Fn() + Send + 'static,
     token: CancellationToken,
 ) -> Result<(), String> {
     let mut due = Some(Instant::now());
@@ -214,6 +198,7 @@ async fn serve<T: Target + 'static>(
                 due = Some(Instant::now());
             }
             () = wake => {
+                refresh();
                 // A step hashes, syncs and copies: not on a thread that others wait for.
                 let (runtime, stop) = (tokio::runtime::Handle::current(), token.clone());
                 let stepped = tokio::task::spawn_blocking(move || {
