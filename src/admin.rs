@@ -102,7 +102,11 @@ pub struct DeviceLine {
     pub address: String,
     /// Margo tier, 1 or 2.
     pub tier: u8,
-    /// State of the link: `connecting`, `online`, `degraded`, `off-scan`, `offline`.
+    /// Where it is in its life, such as `active` or `pending`.
+    #[serde(default)]
+    pub life: String,
+    /// State of the link: `connecting`, `online`, `degraded`, `off-scan`, `offline`; `not-polled` for a device that must not
+    /// be polled.
     pub state: String,
     pub reason: String,
     pub points: usize,

@@ -19,6 +19,7 @@ mod configuration;
 mod demo;
 mod firmware;
 mod live;
+mod manage;
 #[cfg(feature = "margo")]
 mod margo;
 mod store;
@@ -94,6 +95,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Devices on their way in and out: list, scan, tokens, suspend, replace, decommission, roles.
+    Onboard {
+        #[command(subcommand)]
+        command: manage::OnboardCommand,
+    },
+    /// Trust devices that wait for approval.
+    Approve(manage::On),
+    /// Refuse devices that wait for approval.
+    Reject(manage::On),
+    /// The configuration of a device or of the gateway: show, set, restore.
+    Config {
+        #[command(subcommand)]
+        command: manage::ConfigCommand,
+    },
+    /// Write points of a device, or run a method, and show what was read back.
+    #[command(name = "command")]
+    Send(manage::CommandArgs),
+    /// Who did what, when, from where, and how it ended.
+    Audit(manage::AuditArgs),
+    /// Hand devices over to another gateway: makes a signed document.
+    Export(manage::ExportArgs),
+    /// Take a signed document of another gateway: an export, a receipt or a release.
+    Import(manage::ImportArgs),
     /// Look into the store.
     Store {
         #[command(subcommand)]
@@ -104,6 +128,8 @@ enum Command {
         #[command(subcommand)]
         command: certs::CertsCommand,
     },
+    /// Make a claim code: whoever sends it first over MQTT becomes an administrator.
+    Claim,
     /// Keys and signatures of firmware; updates of the running gateway.
     Firmware {
         #[command(subcommand)]
@@ -166,6 +192,7 @@ impl Cli {
                 configuration::init(&directory, &starter::Options { id, link }, !no_ca)
             }
             Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),
+            Command::Claim => configuration::new_claim(&data_dir(&config)?),
             Command::Firmware { command } => firmware::execute(&config, command),
             #[cfg(feature = "margo")]
             Command::Margo { command } => {
@@ -177,6 +204,14 @@ impl Cli {
             Command::Devices { json } => block_on(live::devices(&data_dir(&config)?, json)),
             Command::Points { device, json } => block_on(live::points(&data_dir(&config)?, device, json)),
             Command::Tail { device, point, json } => block_on(live::tail(&data_dir(&config)?, device, point, json)),
+            Command::Onboard { command } => block_on(manage::onboard(&data_dir(&config)?, command)),
+            Command::Approve(on) => block_on(manage::act(&data_dir(&config)?, "approve", on)),
+            Command::Reject(on) => block_on(manage::act(&data_dir(&config)?, "reject", on)),
+            Command::Config { command } => block_on(manage::config(&data_dir(&config)?, command)),
+            Command::Send(args) => block_on(manage::command(&data_dir(&config)?, args)),
+            Command::Audit(args) => manage::audit(&data_dir(&config)?, &args),
+            Command::Export(args) => block_on(manage::export(&data_dir(&config)?, args)),
+            Command::Import(args) => block_on(manage::import(&data_dir(&config)?, args)),
             Command::Version { json } => version(json),
             #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(args),

@@ -21,7 +21,7 @@ const FILES: [&str; 6] = [
     "points/boiler.csv",
 ];
 /// Names that the user chooses; a wrong one is refused where it is used.
-const CHOSEN: [&str; 3] = ["fast", "slow", "authorization"];
+const CHOSEN: [&str; 5] = ["fast", "slow", "authorization", "heat", "north"];
 
 /// A copy of the reference with the certificates and secrets that it names.
 fn reference() -> tempfile::TempDir {
@@ -120,7 +120,7 @@ fn the_reference_loads() {
     let (loaded, _) = load(dir.path()).unwrap_or_else(|problems| panic!("{problems}"));
     let names: Vec<_> = loaded.devices.iter().map(|d| d.model.id.as_str().to_owned()).collect();
     assert_eq!(names, ["boiler", "pump-1", "pump-2"]);
-    assert_eq!(loaded.devices[0].model.points.len(), 9);
+    assert_eq!(loaded.devices[0].model.points.len(), 15);
     let ConsumerKind::Uplink(uplink) = &loaded.gateway.uplinks[0].consumer.kind else { panic!("an uplink") };
     assert_eq!(uplink.password.as_ref().unwrap().expose(), "from the environment");
     assert!(loaded.files.contains(&dir.path().join("points/boiler.csv")));

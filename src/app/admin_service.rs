@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 
@@ -10,13 +11,18 @@ use super::health::HealthDesk;
 use super::latest::{DeviceView, Latest};
 use super::reload::ReloadHandle;
 use crate::admin::{Answer, DeviceLine, PointLine, Reply, Request, Service};
-use crate::contract::{ContractMessage, json_value, timestamp};
-use crate::management::service::Management;
+use crate::contract::{ContractMessage, json_value, timestamp, v1};
+use crate::management::command::{CommandRequest, CommandService, Receipt};
+use crate::management::core::Core;
+use crate::management::service::{Management, Stopped};
+use crate::management::socket::{self, SocketAnswer, SocketAsk};
 use crate::model::{Batch, DeviceId, Point, Quality, Sample, Tier};
 use crate::southbound::Identity;
 
 /// Lines that a slow terminal may lag behind before it is told that it skipped some.
 const STREAM_DEPTH: usize = 1024;
+/// Longest wait for the answer to a command: its longest time in the configuration, and the queue before it.
+const COMMAND_LIMIT: Duration = Duration::from_secs(660);
 
 /// Answers from the tables of the running gateway.
 #[derive(Debug)]
@@ -26,6 +32,8 @@ pub struct AdminService {
     reload: ReloadHandle,
     firmware: FirmwareDesk,
     management: Management,
+    commands: CommandService,
+    results: broadcast::Sender<v1::CommandResult>,
 }
 
 impl AdminService {
@@ -36,15 +44,17 @@ impl AdminService {
         reload: ReloadHandle,
         firmware: FirmwareDesk,
         management: Management,
+        commands: CommandService,
+        results: broadcast::Sender<v1::CommandResult>,
     ) -> Self {
-        Self { latest, health, reload, firmware, management }
+        Self { latest, health, reload, firmware, management, commands, results }
     }
 }
 
 impl Service for AdminService {
     async fn answer(&self, uid: u32, request: Request) -> Reply {
         match request {
-            Request::Devices => Reply::One(Answer::Devices { devices: device_lines(&self.latest) }),
+            Request::Devices => Reply::One(self.devices().await),
             Request::Points { device } => Reply::One(self.points(device.as_deref())),
             Request::Tail { device, point } => self.tail(device, point),
             Request::Health => Reply::One(match serde_json::to_value(self.health.message()) {
@@ -52,9 +62,9 @@ impl Service for AdminService {
                 Err(error) => Answer::Error { error: error.to_string() },
             }),
             Request::Firmware { question } => Reply::One(self.firmware(uid, question).await),
-            Request::Manage { question } => Reply::One(match self.management.socket_json(uid, question).await {
+            Request::Manage { question } => Reply::One(match self.manage(uid, question).await {
                 Ok(value) => Answer::Json { value },
-                Err(error) => Answer::Error { error: error.to_string() },
+                Err(error) => Answer::Error { error },
             }),
             Request::Reload => Reply::One(match self.reload.reload().await {
                 Ok(text) => Answer::Text { text },
@@ -65,6 +75,62 @@ impl Service for AdminService {
 }
 
 impl AdminService {
+    /// Devices that run, and those that wait, rest or are gone.
+    async fn devices(&self) -> Answer {
+        let mut devices = device_lines(&self.latest);
+        let Ok(list) = self.management.look(Core::list).await else {
+            return Answer::Error { error: Stopped.to_string() };
+        };
+        for known in list.devices {
+            match devices.iter_mut().find(|line| line.device == known.device) {
+                Some(line) => line.life = known.state,
+                None => devices.push(resting(known)),
+            }
+        }
+        devices.sort_by(|a, b| a.device.cmp(&b.device));
+        Answer::Devices { devices }
+    }
+
+    async fn manage(&self, uid: u32, question: serde_json::Value) -> Result<serde_json::Value, String> {
+        let answer = match serde_json::from_value(question) {
+            Ok(SocketAsk::Command { device, command }) => self.command(uid, &device, *command).await?,
+            Ok(ask) => self.management.socket(uid, ask).await.map_err(|e| e.to_string())?,
+            Err(error) => SocketAnswer::Error(format!("not a question of device management: {error}")),
+        };
+        serde_json::to_value(answer).map_err(|e| e.to_string())
+    }
+
+    /// The same way as a command over MQTT; the answer also goes to the topic.
+    async fn command(&self, uid: u32, device: &str, mut command: v1::Command) -> Result<SocketAnswer, String> {
+        let device = match DeviceId::new(device) {
+            Ok(device) => device,
+            Err(error) => return Ok(SocketAnswer::Error(error.to_string())),
+        };
+        if command.correlation_id.is_empty() {
+            command.correlation_id = socket::correlation_id();
+        }
+        let id = command.correlation_id.clone();
+        let mut results = self.results.subscribe();
+        let request =
+            CommandRequest { device: device.clone(), command, actor: format!("cli:uid={uid}"), forbidden: None };
+        self.commands.submit(request, Receipt::none()).await.map_err(|e| e.to_string())?;
+        let wait = async {
+            loop {
+                match results.recv().await {
+                    Ok(result) if result.correlation_id == id && result.device == device.as_str() => {
+                        break Some(result);
+                    }
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => break None,
+                }
+            }
+        };
+        match tokio::time::timeout(COMMAND_LIMIT, wait).await {
+            Ok(Some(result)) => Ok(SocketAnswer::Command(Box::new(result))),
+            _ => Ok(SocketAnswer::Error(format!("no answer to {id} yet; it will come on the topic of the device"))),
+        }
+    }
+
     async fn firmware(&self, uid: u32, question: serde_json::Value) -> Answer {
         let asked =
             serde_json::from_value::<Question>(question).map_err(|e| format!("not a question about firmware: {e}"));
@@ -161,8 +227,30 @@ pub fn point_lines(table: &BTreeMap<DeviceId, DeviceView>, device: Option<&str>)
         .collect()
 }
 
+/// A device that is not polled.
+fn resting(known: v1::Onboarding) -> DeviceLine {
+    let named =
+        [("vendor", known.vendor), ("model", known.model), ("serial", known.serial), ("firmware", known.firmware)];
+    let identity = named.into_iter().filter(|(_, text)| !text.is_empty()).map(|(key, text)| (key.to_owned(), text));
+    DeviceLine {
+        device: known.device,
+        protocol: known.protocol,
+        address: known.address,
+        tier: known.tier as u8,
+        life: known.state,
+        state: "not-polled".to_owned(),
+        reason: known.reason,
+        points: 0,
+        requests: 0,
+        failures: 0,
+        overruns: 0,
+        identity: identity.collect(),
+    }
+}
+
 fn device_line(view: &DeviceView) -> DeviceLine {
     DeviceLine {
+        life: String::new(),
         device: view.device.id.to_string(),
         protocol: view.device.protocol.to_owned(),
         address: view.device.address.clone(),

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::events::EventLog;
 use super::ingest::device_hash;
-use crate::contract::{ContractMessage, Encoding};
+use crate::contract::{ContractMessage, Encoding, v1};
 use crate::management::command::{
     Answer, AnswerSink, CommandKey, CommandLedger, DeviceWriter, LedgerEntry, LedgerError, WriteFailure,
 };
@@ -118,6 +118,8 @@ pub struct AnswersToLog {
     pub store: Store,
     /// Their time.
     pub clock: SharedClock,
+    /// Who waits for them in this process.
+    pub results: broadcast::Sender<v1::CommandResult>,
 }
 
 impl AnswerSink for AnswersToLog {
@@ -131,12 +133,19 @@ impl AnswerSink for AnswersToLog {
             payload,
         };
         let mut records = Vec::with_capacity(2 * answers.len());
+        let given: Vec<_> = match self.results.receiver_count() {
+            0 => Vec::new(),
+            _ => answers.iter().map(|answer| answer.result.clone()).collect(),
+        };
         for Answer { result, audit } in answers {
             let device = device_hash(&result.device);
             records.extend(audit.map(|entry| record(RecordKind::Audit, device, entry.encode_as(Encoding::Protobuf))));
             records.push(record(RecordKind::CommandResult, device, result.encode_as(Encoding::Protobuf)));
         }
-        self.store.append_synced(records).await.map(drop).map_err(|e| e.to_string())
+        self.store.append_synced(records).await.map_err(|e| e.to_string())?;
+        // An error only says that nobody waits.
+        given.into_iter().for_each(|result| drop(self.results.send(result)));
+        Ok(())
     }
 }
 

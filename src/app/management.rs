@@ -11,9 +11,11 @@
 //!
 //! **Must not** decide anything about a device: that is management's.
 
+mod credentials;
 mod declare;
 mod fleet;
 mod journal;
+pub mod keys;
 mod outlet;
 mod overlay;
 mod requests;
@@ -21,12 +23,15 @@ mod values;
 mod world;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use fleet::{Fleet, FleetParts, claim};
 pub use requests::run as run_requests;
 pub use values::LastValues;
 
+use super::certificates::pki_config;
+use super::commands::ScaledWriter;
 use super::events::EventLog;
 use crate::config::Loaded;
 use crate::management::core::{Input, Settings};
@@ -54,23 +59,48 @@ pub struct Ground {
     pub watcher: Watcher,
     /// What runs.
     pub fleet: Fleet,
+    /// Writes through scaling and driver.
+    pub writer: ScaledWriter,
     /// Time.
     pub clock: SharedClock,
 }
 
 /// Reads the registry and starts management. Nothing runs before [`take_files`].
 pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio::task::JoinHandle<()>), JournalError> {
-    let Ground { store, board, events, watcher, fleet, clock } = ground;
+    let section = &loaded.gateway.management;
+    let data_dir = loaded.gateway.identity.data_dir.clone();
+    let unreadable = |reason| JournalError::Medium { act: "read", reason };
+    let Ground { store, board, events, watcher, fleet, writer, clock } = ground;
     let settings = Settings {
         gateway: loaded.gateway.identity.id.clone(),
-        policy: Policy::default(),
-        roles: Vec::new(),
-        partners: BTreeMap::new(),
-        signing_key: None,
+        policy: Policy {
+            auto_approve_declared: section.approve_declared,
+            rules: section.approve.clone(),
+            ..Policy::default()
+        },
+        roles: section.roles.clone(),
+        partners: section.partners.clone(),
+        signing_key: Some(keys::signing_key(&data_dir).map_err(unreadable)?),
     };
     let outlet = outlet::Topics { board: board.clone(), events, store: store.clone(), clock: clock.clone() };
-    let world = world::Plant { fleet, board, store: store.clone() };
-    Management::start(settings, journal::StateJournal::new(store), world, outlet, watcher, clock).await
+    let credentials = credentials::Credentials { config: pki_config(&loaded.gateway), clock: clock.clone() };
+    let world = world::Plant {
+        fleet,
+        board,
+        store: store.clone(),
+        watcher: watcher.clone(),
+        writer,
+        credentials: Arc::new(credentials),
+        clock: clock.clone(),
+    };
+    let journal = journal::StateJournal::new(store);
+    let (management, task) = Management::start(settings, journal, world, outlet, watcher, clock).await?;
+    if let Some(hash) = keys::claim_code(&data_dir).map_err(unreadable)? {
+        // The task has just begun; it stops only with the gateway.
+        let _stopped = management.arm_claim_code(hash).await;
+        keys::forget_claim_code(&data_dir).map_err(unreadable)?;
+    }
+    Ok((management, task))
 }
 
 /// Hands the files to management and waits until what they ask for runs.

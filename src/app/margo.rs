@@ -223,7 +223,8 @@ impl GatewayPlant {
             ..v1::Command::default()
         };
         let mut answers = self.answers.subscribe();
-        let request = CommandRequest { device: device.clone(), command, actor };
+        // What a fleet manager may ask is decided by `[margo]`, not by roles.
+        let request = CommandRequest { device: device.clone(), command, actor, forbidden: None };
         let stopping = || Refusal { unreachable: true, ..Refusal::new("stopping", "the gateway is stopping") };
         self.commands.submit(request, Receipt::none()).await.map_err(|_| stopping())?;
         let answered = tokio::time::timeout(COMMAND, async {

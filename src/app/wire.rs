@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -143,6 +143,7 @@ impl Gateway {
         let (scalings, watcher) = (Scalings::default(), Watcher::default());
 
         // Who executes commands, and who decides what runs.
+        let results = broadcast::Sender::new(256);
         let limits = &loaded.gateway.limits;
         let limits = CommandLimits {
             queue: limits.command_queue,
@@ -150,13 +151,14 @@ impl Gateway {
             timeout: limits.command_timeout,
         };
         let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
-        let answers = AnswersToLog { store: store.clone(), clock: clock.clone() };
+        let answers = AnswersToLog { store: store.clone(), clock: clock.clone(), results: results.clone() };
         #[cfg(feature = "margo")]
         let answers = margo::HeardAnswers::new(answers);
         #[cfg(feature = "margo")]
         let heard = answers.listener();
         let ledger = LedgerInState(store.clone());
-        let started = CommandService::start(limits, BTreeMap::new(), writer, ledger, answers, clock.clone()).await;
+        let started =
+            CommandService::start(limits, BTreeMap::new(), writer.clone(), ledger, answers, clock.clone()).await;
         let (command_service, command_task) = started.map_err(|e| failed("commands")(&e))?;
         let fleet = Fleet::new(FleetParts {
             southbound: southbound.clone(),
@@ -175,6 +177,7 @@ impl Gateway {
             events: events.clone(),
             watcher: watcher.clone(),
             fleet: fleet.clone(),
+            writer: writer.clone(),
             clock: clock.clone(),
         };
         let started = management::start(&loaded, ground).await;
@@ -249,7 +252,8 @@ impl Gateway {
             logs: telemetry.logs.clone(),
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
-        let service = Arc::new(AdminService::new(latest.clone(), health, handle, updates, management));
+        let service = AdminService::new(latest.clone(), health, handle, updates, management, command_service, results);
+        let service = Arc::new(service);
         // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.
         let mut bound = admin::bind(&admin_path).ok();
         supervisor.spawn_restarting("admin socket", move || {

@@ -4,8 +4,10 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use super::CliError;
+use crate::app;
 use crate::app::certificates::pki_config;
 use crate::config::{self, starter, summary::Summary};
+use crate::management::roles::make_claim_code;
 use crate::platform::clock::SystemClock;
 use crate::security::pki::{Pki, PkiError};
 use crate::security::{Secret, hash_password as hash};
@@ -58,11 +60,31 @@ pub fn init(directory: &Path, options: &starter::Options, authority: bool) -> Re
             println!("  keep a copy of it in a safe place: whoever has ca.key can make certificates");
         }
     }
+    let code = claim(&config::find_data_dir(directory)?)?;
     let directory = directory.display();
+    println!("\nClaim code: {code}");
+    println!(
+        "Whoever sends it first over MQTT becomes the administrator (docs/device-management.md); it works once and is"
+    );
+    println!("not shown again. `fieldgate claim` makes another one.");
     println!("\nNext: edit the files in {directory}/devices, then");
     println!("  fieldgate --config {directory} check");
     println!("  fieldgate --config {directory} run");
     Ok(())
+}
+
+/// `fieldgate claim`: counts from the next start of the gateway.
+pub fn new_claim(data_dir: &Path) -> Result<(), CliError> {
+    println!("Claim code: {}", claim(data_dir)?);
+    println!("It counts from the next start of the gateway, works once and is not shown again.");
+    Ok(())
+}
+
+fn claim(data_dir: &Path) -> Result<String, CliError> {
+    let other = |e: &dyn std::fmt::Display| CliError::Other(format!("make a claim code: {e}"));
+    let (code, hash) = make_claim_code().map_err(|e| other(&e))?;
+    app::leave_claim_code(data_dir, &hash).map_err(|e| other(&e))?;
+    Ok(code)
 }
 
 /// `fieldgate hash-password`: the password is read from standard input, so that it stands in no process list.

@@ -59,6 +59,7 @@ pub async fn ask(data_dir: &Path, request: Request) -> Result<Answer, CliError> 
 pub(super) fn devices_table(devices: &[DeviceLine]) -> Table {
     let mut table = Table::new([
         "device",
+        "life",
         "state",
         "protocol",
         "address",
@@ -74,6 +75,7 @@ pub(super) fn devices_table(devices: &[DeviceLine]) -> Table {
         let identity = identity.filter(|v| !v.is_empty()).cloned().collect::<Vec<_>>().join(" ");
         table.row([
             d.device.clone(),
+            d.life.clone(),
             d.state.clone(),
             d.protocol.clone(),
             d.address.clone(),

@@ -8,8 +8,9 @@ mod firmware;
 mod gateway;
 
 pub use certificates::{Certificates, Est, Pki, ServerTls};
-pub use device::{Device, Group};
+pub use device::{Device, DeviceManagement, Group};
 pub use firmware::Firmware;
 pub use gateway::{
-    Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, Store, SyncMode, Uplink, User,
+    Access, Acl, Broker, BrokerLimits, FullPolicy, Gateway, Identity, Limits, Listener, Management, Store, SyncMode,
+    Uplink, User,
 };

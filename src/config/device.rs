@@ -3,6 +3,7 @@
 mod address;
 mod layers;
 mod link;
+mod management;
 mod modbus;
 mod point;
 
@@ -96,8 +97,10 @@ fn read_device(
     reader.has("profile");
     reader.has("points");
     let modbus = modbus::read(&reader, file);
+    let mut managed = management::read(&reader, common.tier);
     let rows = layers.points(profile.as_deref(), &own);
     let points = checked_points(context, &rows, &common, &modbus);
+    management::check(&reader, &mut managed, &points);
     let groups = groups(&points, &common);
     warn_unused_groups(&reader, &common, &groups);
     if rows.is_empty() {
@@ -123,6 +126,7 @@ fn read_device(
         groups,
         rules: points.iter().map(|p| p.rule.clone()).collect(),
         batch: common.batch,
+        management: managed,
         driver: DriverConfig::Modbus(modbus.with_points(points.into_iter().map(|p| p.driver).collect())?),
     };
     Some((checked, link_place, enabled))

@@ -103,6 +103,7 @@ fn diff_sections(old: &Gateway, new: &Gateway, changes: &mut Changes) {
     #[cfg(feature = "margo")]
     note(old.margo != new.margo, "margo", false);
     note(old.limits != new.limits, "limits", false);
+    note(old.management != new.management, "management", false);
     note(old.pki != new.pki, "pki", false);
     note(old.est != new.est, "est", false);
     note(old.firmware != new.firmware, "firmware", false);

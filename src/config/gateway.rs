@@ -4,6 +4,7 @@ mod broker;
 mod certificates;
 mod consumer;
 mod firmware;
+mod management;
 #[cfg(feature = "margo")]
 mod margo;
 mod store;
@@ -37,6 +38,7 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         log: log(&root.section("log", "log")),
         otlp: root.table("otlp", "otlp").and_then(|section| otlp(&section)),
         limits: limits(&root.section("limits", "limits")),
+        management: management::read(&root.section("management", "management")),
         #[cfg(feature = "margo")]
         margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),

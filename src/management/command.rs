@@ -48,6 +48,8 @@ pub struct CommandRequest {
     pub command: v1::Command,
     /// Who asks, such as `mqtt:local:operator1`.
     pub actor: String,
+    /// Why he may not, if so.
+    pub forbidden: Option<String>,
 }
 
 /// The final answer to one arrival of a command.

@@ -476,7 +476,12 @@ impl Core {
         &self.desired
     }
 
-    /// Who may do what, to look at and to arm the claim code.
+    /// Who may do what, to look at.
+    pub fn roles(&self) -> &Roles {
+        &self.roles
+    }
+
+    /// Who may do what, to arm the claim code.
     pub fn roles_mut(&mut self) -> &mut Roles {
         &mut self.roles
     }

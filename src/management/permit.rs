@@ -131,8 +131,9 @@ impl Permits {
     /// The writes that a command stands for: its own, or those of its method.
     ///
     /// # Errors
-    /// [`Denied`] for an unknown method or arguments that do not fit it.
+    /// [`Denied`] for a device out of service, an unknown method or arguments that do not fit it.
     pub fn expand(&self, device: &DeviceId, command: &v1::Command) -> Result<Vec<v1::Write>, Denied> {
+        self.in_service(device)?;
         if command.method.is_empty() {
             return match command.arguments.is_empty() {
                 true => Ok(command.writes.clone()),
@@ -193,9 +194,7 @@ impl Permits {
     /// [`Denied`] `not-in-service` or `interlocked`.
     pub fn interlocks(&self, device: &DeviceId, writes: &[v1::Write]) -> Result<(), Denied> {
         let Some(rules) = self.rules.get(device) else { return Ok(()) };
-        if let Some(why) = &rules.closed {
-            return Err(denied("not-in-service", why.clone()));
-        }
+        self.in_service(device)?;
         for (index, write) in writes.iter().enumerate() {
             let Some(interlock) = rules.interlocks.get(&write.point) else { continue };
             let now = self.values.as_ref().and_then(|v| v.good(device, &interlock.point));
@@ -208,6 +207,13 @@ impl Permits {
             return Err(Denied { write: Some(index), ..denied("interlocked", text) });
         }
         Ok(())
+    }
+
+    fn in_service(&self, device: &DeviceId) -> Result<(), Denied> {
+        match self.rules.get(device).and_then(|rules| rules.closed.clone()) {
+            Some(why) => Err(denied("not-in-service", why)),
+            None => Ok(()),
+        }
     }
 
     fn confirmed(

@@ -109,7 +109,7 @@ const CLOSED_NS: u64 = 60_000_000_000;
 const CLAIM: &str = "claim-code";
 
 /// All grants.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Roles {
     /// From the files: identity pattern to role. They cannot be taken away from afar.
     files: Vec<(String, Role)>,
@@ -234,7 +234,7 @@ impl Roles {
             if self.wrong >= MAX_WRONG {
                 (self.wrong, self.closed_until) = (0, now.mono_ns.saturating_add(CLOSED_NS));
             }
-            let text = "the claim code is wrong or was used; `fieldgate init --claim` on the gateway makes a new one";
+            let text = "the claim code is wrong or was used; `fieldgate claim` on the gateway makes a new one";
             return Err(Refusal::new("not-allowed", text));
         }
         self.wrong = 0;

@@ -27,6 +27,13 @@ pub enum SocketAsk {
     },
     /// Anything of `management/request`: approve, reject, scan, create-token, export, import, restore, grant…
     Manage(Box<v1::ManagementRequest>),
+    /// A command to a device; the one who holds the socket has the command desk.
+    Command {
+        /// The device.
+        device: String,
+        /// The command; without a correlation id it gets one.
+        command: Box<v1::Command>,
+    },
     /// A desired configuration.
     Configure {
         /// The device; the gateway when there is none.
@@ -79,6 +86,8 @@ pub enum SocketAnswer {
     Config(Option<Box<v1::ReportedConfig>>),
     /// The final answer to a request.
     Result(Box<v1::ManagementResult>),
+    /// The final answer to a command.
+    Command(Box<v1::CommandResult>),
     /// Not a question.
     Error(String),
 }
@@ -86,7 +95,7 @@ pub enum SocketAnswer {
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// A correlation id of our own: whoever sits at the socket waits for the answer.
-fn correlation_id() -> String {
+pub fn correlation_id() -> String {
     let n = ASKED.fetch_add(1, Ordering::Relaxed);
     let random = random::<8>().map_or_else(|_| String::new(), |octets| hex(&octets));
     format!("cli-{random}-{n}")
@@ -112,6 +121,9 @@ impl Management {
                     }
                     Err(answer) => Ok(answer),
                 };
+            }
+            SocketAsk::Command { .. } => {
+                return Ok(SocketAnswer::Error("commands go to the command desk".to_owned()));
             }
             SocketAsk::Manage(mut request) => {
                 if request.correlation_id.is_empty() {

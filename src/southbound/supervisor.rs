@@ -134,6 +134,12 @@ impl Southbound {
         outcome.await.unwrap_or(Err(WriteError::Stopped))
     }
 
+    /// Has the points of a device read soon, whenever they are due; `false` when it is not polled or its link is busy.
+    pub async fn hurry(&self, device: &DeviceId) -> bool {
+        let Some(commands) = self.route(device).await else { return false };
+        commands.try_send(Command::Hurry { device: device.clone() }).is_ok()
+    }
+
     /// Asks a device what it is.
     pub async fn identify(&self, device: &DeviceId) -> Result<Identity, IdentifyError> {
         let commands = self.route(device).await.ok_or_else(|| IdentifyError::UnknownDevice(device.clone()))?;

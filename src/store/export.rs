@@ -73,6 +73,24 @@ pub fn export(
     writer.finish().map_err(InspectError::Output)
 }
 
+/// Every entry of the audit log of the store in `store`, oldest first. Works while the gateway runs.
+///
+/// # Errors
+/// There is no log, or a file cannot be read.
+pub fn audit(store: &Path, mut each: impl FnMut(v1::AuditEntry)) -> Result<(), InspectError> {
+    let files = lane_files(&RealFs, store, Lane::Critical)?;
+    let take = |item| {
+        if let Item::Record(record) = item
+            && record.kind == RecordKind::Audit
+            && let Ok(entry) = v1::AuditEntry::decode(record.payload)
+        {
+            each(v1::AuditEntry { seq: record.seq, ..entry });
+        }
+        Ok(())
+    };
+    files.walk(&RealFs, |_| {}, take).map(drop)
+}
+
 enum Output<W: Write> {
     Csv(Box<csv::Writer<BufWriter<W>>>),
     Json(BufWriter<W>),

@@ -40,8 +40,14 @@ impl Site {
     /// Writes `fieldgate.toml` anew.
     pub fn main_file(&self, more: &str) {
         let port = self.port;
-        let text =
-            format!("[gateway]\nid = \"plant\"\n\n[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\n\n{more}\n");
+        // Clients may command unless a test says who may what.
+        let roles = match more.contains("[management") || more.contains("[[management") {
+            true => "",
+            false => "[[management.role]]\nidentity = \"mqtt:*\"\nrole = \"operator\"\n",
+        };
+        let text = format!(
+            "[gateway]\nid = \"plant\"\n\n[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\n\n{more}\n{roles}\n"
+        );
         self.write("fieldgate.toml", &text);
     }
 

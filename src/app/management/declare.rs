@@ -24,9 +24,9 @@ fn declaration(device: &Device) -> Declaration {
         protocol: device.model.protocol.to_owned(),
         address: device.model.address.clone(),
         tier: if device.model.tier == Tier::Two { 2 } else { 1 },
-        fingerprint: None,
+        fingerprint: device.management.fingerprint.clone(),
         identifies: modbus.identify,
-        delegated: BTreeSet::from(["command"]),
+        delegated: device.management.delegated.clone(),
         profile: Arc::new(profile(device)),
     }
 }
@@ -49,9 +49,9 @@ pub fn profile(device: &Device) -> Profile {
         base: base(device),
         points: points.collect(),
         groups: device.groups.iter().filter_map(|g| g.name.clone()).collect(),
-        clock: None,
-        time: None,
-        methods: BTreeSet::new(),
+        clock: device.management.clock.clone(),
+        time: device.management.time,
+        methods: device.management.methods.keys().cloned().collect(),
     }
 }
 

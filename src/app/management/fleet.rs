@@ -18,6 +18,7 @@ use crate::app::latest::Latest;
 use crate::config::{Device, Loaded};
 use crate::contract::topics;
 use crate::management::capabilities::capabilities;
+use crate::management::clock::ClockForm;
 use crate::management::command::CommandService;
 use crate::management::core::{Plan, PlannedDevice};
 use crate::management::lifecycle::{Claim, Mode};
@@ -121,6 +122,11 @@ impl Fleet {
         points.iter().flat_map(|points| points.iter()).map(|p| p.id.to_string()).collect()
     }
 
+    /// How it holds its clock.
+    pub fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {
+        self.files().devices.get(device)?.management.clock.clone()
+    }
+
     /// What is known of a device in this run is forgotten.
     pub fn forget(&self, device: &DeviceId) {
         self.identities().remove(device);
@@ -149,7 +155,8 @@ impl Fleet {
         parts.directory.send_replace(Arc::new(known.iter().map(|(id, m)| (id.to_string(), m.clone())).collect()));
         parts.latest.set_devices(now.iter().map(|r| &r.device.model));
         files.devices.values().for_each(|device| self.show(device));
-        let rules = known.keys().map(|id| (id.clone(), rules(id, plan.devices.get(id)))).collect();
+        let rules =
+            known.keys().map(|id| (id.clone(), rules(id, files.devices.get(id), plan.devices.get(id)))).collect();
         parts.commands.set_devices(known).await.map_err(|e| e.to_string())?;
         parts.commands.set_rules(rules, Arc::new(parts.values.clone())).await.map_err(|e| e.to_string())?;
 
@@ -212,7 +219,8 @@ fn known(files: &Files, running: &[Running]) -> BTreeMap<DeviceId, Arc<model::De
     declared.chain(running).collect()
 }
 
-fn rules(id: &DeviceId, planned: Option<&PlannedDevice>) -> CommandRules {
+/// The rules of the files, and those of the desired configuration beside or instead of them.
+fn rules(id: &DeviceId, file: Option<&Device>, planned: Option<&PlannedDevice>) -> CommandRules {
     let closed = match planned.map(|p| p.mode) {
         Some(Mode::Trusted) => None,
         Some(Mode::Untrusted) => {
@@ -221,7 +229,15 @@ fn rules(id: &DeviceId, planned: Option<&PlannedDevice>) -> CommandRules {
         None => Some(format!("{id} is not in service; its onboarding topic says what can be done")),
     };
     let overlay = planned.map(|p| p.overlay.clone()).unwrap_or_default();
-    CommandRules { closed, ..CommandRules::new(&overlay, BTreeMap::new()) }
+    let methods = file.map(|f| f.management.methods.clone()).unwrap_or_default();
+    let mut rules = CommandRules { closed, ..CommandRules::new(&overlay, methods) };
+    if let Some(file) = file {
+        rules.critical.extend(file.management.critical.iter().cloned());
+        for (point, interlock) in &file.management.interlocks {
+            rules.interlocks.entry(point.clone()).or_insert_with(|| interlock.clone());
+        }
+    }
+    rules
 }
 
 fn drivers(running: &[Running]) -> Vec<DeviceConfig> {

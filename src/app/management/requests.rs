@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::management::command::{CommandRequest, CommandService, Receipt};
 use crate::management::request::Actor;
+use crate::management::roles::Right;
 use crate::management::service::Management;
 use crate::model::DeviceId;
 use crate::northbound::{Origin, Request, RequestKind};
@@ -30,7 +31,10 @@ pub async fn run(
         let Request { origin, kind, receipt } = request;
         let taken = match kind {
             RequestKind::Command { device, command } => {
-                let request = CommandRequest { device, command, actor: origin.actor() };
+                let asks = actor(&origin);
+                let may = management.look(move |core| core.roles().check(&asks, Right::Command)).await;
+                let forbidden = may.map_err(|e| e.to_string())?.err().map(|refusal| refusal.message);
+                let request = CommandRequest { device, command, actor: origin.actor(), forbidden };
                 commands.submit(request, Receipt::new(move || receipt.accept())).await.map_err(|e| e.to_string())
             }
             RequestKind::Management { topic, encoding, payload } => {

@@ -1,9 +1,13 @@
 //! One device: how it is reached, what is read from it and how often, and what happens to each value.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::management::clock::ClockForm;
+use crate::management::desired::{Interlock, TimeSettings};
+use crate::management::permit::MethodWrite;
 use crate::model;
 use crate::pipeline::{BatchLimits, PointRule};
 use crate::southbound::{DeviceConfig, DriverConfig, RateGroup};
@@ -21,8 +25,29 @@ pub struct Device {
     pub rules: Vec<PointRule>,
     /// When a batch is closed.
     pub batch: BatchLimits,
+    /// What device management has to know of it.
+    pub management: DeviceManagement,
     /// How it speaks.
     pub driver: DriverConfig,
+}
+
+/// What device management has to know of a device.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DeviceManagement {
+    /// The only fingerprint that may be approved.
+    pub fingerprint: Option<String>,
+    /// What may be managed here: `command`, `config`, `firmware`, `time`.
+    pub delegated: BTreeSet<&'static str>,
+    /// Points that hold its clock.
+    pub clock: Option<ClockForm>,
+    /// How its clock is looked after.
+    pub time: Option<TimeSettings>,
+    /// Lists of writes by name.
+    pub methods: BTreeMap<String, Vec<MethodWrite>>,
+    /// Points whose writes need two steps.
+    pub critical: BTreeSet<String>,
+    /// Conditions of writes, by point.
+    pub interlocks: BTreeMap<String, Interlock>,
 }
 
 /// Points with one rate.

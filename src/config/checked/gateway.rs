@@ -1,5 +1,6 @@
 //! Everything in `fieldgate.toml` but the defaults of devices.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use super::Firmware;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
+use crate::management::lifecycle::Approval;
+use crate::management::roles::Role;
 use crate::model::GatewayId;
 use crate::northbound::ConsumerConfig;
 use crate::security::ClientTlsFiles;
@@ -41,6 +44,21 @@ pub struct Gateway {
     /// `[margo]`; `None` joins no fleet manager.
     #[cfg(feature = "margo")]
     pub margo: Option<crate::margo::config::Config>,
+    /// `[management]`
+    pub management: Management,
+}
+
+/// `[management]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Management {
+    /// Devices that a file declares are approved by that.
+    pub approve_declared: bool,
+    /// Identity patterns and their roles.
+    pub roles: Vec<(String, Role)>,
+    /// Other devices that are approved without a person.
+    pub approve: Vec<Approval>,
+    /// Public keys (Ed25519, 32 octets) of gateways that devices may be handed to or taken from, by their ids.
+    pub partners: BTreeMap<String, Vec<u8>>,
 }
 
 /// `[gateway]`

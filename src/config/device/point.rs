@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::modbus::{Addressing, ORDERS, Settings};
-use super::{Common, access, address, deadband, heartbeat, rate};
+use super::{Common, access, address, deadband, heartbeat, management, rate};
 use crate::config::reader::Reader;
 use crate::config::tree::{Item, Node};
 use crate::config::value::{boolean, cell_number, choice, id, line, millis, number, text, unsigned};
+use crate::management::desired::Interlock;
 use crate::model::{Access, DataType, Limits, Point};
 use crate::pipeline::{Deadband, PointRule};
 use crate::southbound::modbus::{PointAddress, Table, TextOptions, WordOrder};
@@ -36,6 +37,10 @@ pub(super) struct CheckedPoint {
     pub rule: PointRule,
     pub driver: PointAddress,
     pub when: When,
+    /// Writes need two steps.
+    pub critical: bool,
+    /// Writes only while another point has a value.
+    pub interlock: Option<Interlock>,
 }
 
 /// Bits of a register, 0 the least significant, both ends included.
@@ -66,6 +71,8 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
     let rule = rule(r, common, data_type);
     let when = when(r, common, access);
     let limits = limits(r, access, data_type, bits, length, &rule);
+    let critical = management::critical(r, access);
+    let interlock = r.optional("interlock", management::interlock);
     check_write(r, access, place.map(|(table, _)| table));
 
     let ((table, address), data_type) = (place?, data_type?);
@@ -105,6 +112,8 @@ pub(super) fn read(r: &Reader<'_>, common: &Common, modbus: &Settings) -> Option
             text: TextOptions { swap_octets: order.swaps_octets(), ..TextOptions::default() },
         },
         when,
+        critical,
+        interlock,
     })
 }
 

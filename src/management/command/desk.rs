@@ -168,6 +168,10 @@ impl CommandDesk {
             let shown = key.correlation_id.chars().take(64).collect();
             return self.refuse(&CommandKey { correlation_id: shown, ..key }, &request, &refusal, now);
         }
+        if let Some(why) = &request.forbidden {
+            let refusal = refuse("not-allowed", why.clone());
+            return self.refuse(&key, &request, &refusal, now);
+        }
         let digest = crc32c::crc32c(&request.command.encode_to_vec());
         if let Some(decision) = self.repeated(&key, &request, digest, now) {
             return decision;

@@ -56,7 +56,7 @@ fn write(point: &str, value: Value) -> v1::Write {
 
 fn request(correlation_id: &str, writes: Vec<v1::Write>) -> CommandRequest {
     let command = v1::Command { correlation_id: correlation_id.into(), writes, ..v1::Command::default() };
-    CommandRequest { device: id("d"), command, actor: "mqtt:local:anna".into() }
+    CommandRequest { device: id("d"), command, actor: "mqtt:local:anna".into(), forbidden: None }
 }
 
 fn setpoint(correlation_id: &str, value: i64) -> CommandRequest {
@@ -450,6 +450,7 @@ fn any_request() -> impl Strategy<Value = CommandRequest> {
                 ..v1::Command::default()
             },
             actor: "mqtt:local:x".into(),
+            forbidden: None,
         }
     })
 }

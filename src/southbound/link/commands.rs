@@ -21,6 +21,8 @@ pub(in super::super) enum Command {
     Write { device: DeviceId, point: u32, value: Value, reply: oneshot::Sender<Result<WriteDone, WriteError>> },
     /// Ask a device what it is.
     Identify { device: DeviceId, reply: oneshot::Sender<Result<Identity, IdentifyError>> },
+    /// Read the points of a device soon, whenever they are due.
+    Hurry { device: DeviceId },
     /// Serve exactly these devices from now on; those that are the same go on undisturbed.
     Devices { devices: Vec<DeviceConfig>, done: oneshot::Sender<()> },
 }
@@ -29,7 +31,7 @@ impl Command {
     fn is_for(&self, id: &DeviceId) -> bool {
         match self {
             Command::Write { device, .. } | Command::Identify { device, .. } => device == id,
-            Command::Devices { .. } => false,
+            Command::Devices { .. } | Command::Hurry { .. } => false,
         }
     }
 }
@@ -62,6 +64,12 @@ impl<D: Driver> LinkTask<D> {
                 self.set_devices(devices);
                 // Nobody waiting any more is fine: the devices are in force.
                 let _ = done.send(());
+            }
+            Command::Hurry { device } => {
+                let now = self.now();
+                if let Some(slot) = self.slot_where(|run| *run.id() == device) {
+                    self.schedule.hurry(slot, now);
+                }
             }
             other => self.waiting.push_back(other),
         }
@@ -100,7 +108,7 @@ impl<D: Driver> LinkTask<D> {
                 let outcome = self.identify_now(device).await;
                 let _ = reply.send(outcome);
             }
-            Command::Write { .. } | Command::Identify { .. } => {}
+            Command::Write { .. } | Command::Identify { .. } | Command::Hurry { .. } => {}
             Command::Devices { devices, .. } => self.set_devices(devices),
         }
     }
