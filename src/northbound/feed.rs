@@ -27,6 +27,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// How long confirmations wait for a read that is under way: longer than [`BACKLOG_WAIT`], and so long that while values
 /// flow at all the next ones bring them along instead of a timer.
 const PATIENCE: Duration = Duration::from_millis(150);
+/// Confirmed records that do not wait: so few may come twice when the process is killed.
+const MANY_ACKS: u64 = 32;
 /// Commands that may wait.
 const COMMANDS: usize = 64;
 /// How often the depth is looked up.
@@ -152,6 +154,7 @@ impl Feeder {
         let pull = Self::pull(source, self.granted, self.drained, self.live_run);
         tokio::pin!(pull);
         let mut patience = Instant::now();
+        let mut confirmed = 0;
         loop {
             tokio::select! {
                 biased;
@@ -162,7 +165,10 @@ impl Feeder {
                         let urgent = match &command {
                             Command::Begin { .. } | Command::End => true,
                             Command::Grant(_) => self.granted == 0,
-                            Command::Acks(_) => false,
+                            Command::Acks(acks) => {
+                                confirmed += acks.iter().map(|ack| ack.last - ack.first + 1).sum::<u64>();
+                                confirmed >= MANY_ACKS
+                            }
                         };
                         if commands.is_empty() {
                             patience = Instant::now() + PATIENCE;
