@@ -246,8 +246,11 @@ impl LaneLog {
     fn note_filling(&mut self) {
         self.commit.acks_dirty = true;
         let image = self.image(false, self.reservation());
-        if let Err(error) = self.acks.write(&image) {
-            tracing::warn!(lane = self.lane.as_str(), %error, "cannot note the segment that is being filled, trying again");
+        match self.acks.write(&image) {
+            Ok(_) => self.commit.noted_failing = image.degraded,
+            Err(error) => {
+                tracing::warn!(lane = self.lane.as_str(), %error, "cannot note the segment that is being filled, trying again");
+            }
         }
     }
 

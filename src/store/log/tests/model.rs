@@ -121,6 +121,8 @@ impl World {
                     GapReason::QuotaBytes => true,
                     GapReason::UnsyncedAtPowerLoss => model.doubtful.contains(&seq) || self.faulty,
                     GapReason::DiskFailure | GapReason::QuotaNewest => self.faulty,
+                    // The ack file knew of them, the log had them in memory only and could not say so any more.
+                    GapReason::Corruption => model.excused.contains(&seq),
                     _ => false,
                 };
                 assert!(fair, "{lane:?} {seq} lost for {name} without cause: {gap:?}, synced {}", model.synced);
