@@ -14,6 +14,7 @@ use crate::admin::{Answer, DeviceLine, PointLine, Reply, Request, Service};
 use crate::contract::{ContractMessage, json_value, timestamp, v1};
 use crate::management::command::{CommandRequest, CommandService, Receipt};
 use crate::management::core::Core;
+use crate::management::lifecycle::Source;
 use crate::management::service::{Management, Stopped};
 use crate::management::socket::{self, SocketAnswer, SocketAsk};
 use crate::model::{Batch, DeviceId, Point, Quality, Sample, Tier};
@@ -78,10 +79,10 @@ impl AdminService {
     /// Devices that run, and those that wait, rest or are gone.
     async fn devices(&self) -> Answer {
         let mut devices = device_lines(&self.latest);
-        let Ok(list) = self.management.look(Core::list).await else {
+        let Ok(known) = self.management.look(known).await else {
             return Answer::Error { error: Stopped.to_string() };
         };
-        for known in list.devices {
+        for known in known {
             match devices.iter_mut().find(|line| line.device == known.device) {
                 Some(line) => line.life = known.state,
                 None => devices.push(resting(known)),
@@ -225,6 +226,15 @@ pub fn point_lines(table: &BTreeMap<DeviceId, DeviceView>, device: Option<&str>)
     wanted
         .flat_map(|view| view.device.points.iter().zip(&view.samples).map(|(p, s)| line(view, p, s.as_ref())))
         .collect()
+}
+
+/// All devices of the registry but those whose file is gone: these are told by `onboard list --all`.
+fn known(core: &Core) -> Vec<v1::Onboarding> {
+    let is_gone = |d: &v1::Onboarding| {
+        let declared = DeviceId::new(&d.device).is_ok_and(|id| core.lifecycle().declaration(&id).is_some());
+        d.source == Source::Declared.as_str() && !declared
+    };
+    core.list().devices.into_iter().filter(|d| !is_gone(d)).collect()
 }
 
 /// A device that is not polled.
