@@ -353,7 +353,8 @@ impl<'a> Connection<'a> {
 
     /// The broker closed the connection: was it a message that it had not confirmed?
     fn accuse(&mut self) {
-        let mut on_wire: Vec<_> = self.unconfirmed.iter().flatten().collect();
+        // Those handed to the client too: it may not have told of sending what ended the connection.
+        let mut on_wire: Vec<_> = self.unconfirmed.iter().flatten().chain(&self.queued).collect();
         on_wire.sort_unstable_by_key(|item| item.number);
         let Some(first) = on_wire.first().filter(|item| item.sent.elapsed() < SUSPICION) else { return };
         if self.up.suspect.closed(on_wire.iter().map(|item| item.mark()).collect()) {
