@@ -2,7 +2,8 @@
 //! state store, and the supervised tasks.
 //!
 //! Children are the devices that the registry has as active. Recipes are commands: with limits, interlocks, read-back, audit
-//! and at-most-once by correlation id, as if a person had sent them. A recipe that fails half way is written back.
+//! and at-most-once by correlation id, as if a person had sent them. What a recipe that failed half way wrote stays
+//! until its deployment is removed.
 //! Configurations and firmware are not wired to device management yet, so no device offers them here.
 
 use std::path::PathBuf;
