@@ -187,7 +187,18 @@ impl AckFile {
         };
         let found = newest(&*file)?;
         Ok(found.map(|(durable, counter, image)| {
-            (Self { fs: fs.clone(), dir: dir.to_path_buf(), file, durable, syncing: None, written: durable, counter }, image)
+            (
+                Self {
+                    fs: fs.clone(),
+                    dir: dir.to_path_buf(),
+                    file,
+                    durable,
+                    syncing: None,
+                    written: durable,
+                    counter,
+                },
+                image,
+            )
         }))
     }
 
