@@ -59,11 +59,11 @@ async fn ipv6_addresses_are_taken_with_and_without_brackets() {
 async fn a_device_that_takes_one_client_is_shared_when_the_link_closes_after_each_cycle() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (accepted, mut clients) = mpsc::unbounded_channel();
+    let (accepted, mut clients) = mpsc::channel(64);
     tokio::spawn(async move {
         // One connection at a time, as the device does it; further ones wait in the backlog.
         while let Ok((stream, from)) = listener.accept().await {
-            accepted.send(from).unwrap();
+            accepted.send(from).await.unwrap();
             converse(stream, false, Arc::default(), Arc::new(|asked| asked.right(false)), Newest::default()).await;
         }
     });
