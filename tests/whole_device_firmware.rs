@@ -32,8 +32,7 @@ impl Bench {
     fn new(roles: &str, trouble: Trouble, profile: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let settings =
-            Settings { listen, version: "1.0.0".to_owned(), restart: Duration::from_millis(300), trouble };
+        let settings = Settings { listen, version: "1.0.0".to_owned(), restart: Duration::from_millis(300), trouble };
         let device = runtime.block_on(FirmwareTarget::start(settings)).unwrap();
         let bench = Self { site: Site::new(""), device, runtime };
         for key in ["plant", "stranger"] {
@@ -134,7 +133,10 @@ fn an_offer_over_topics_is_approved_transferred_proven_and_disturbs_nobody() {
     let offered = bench.offer("o1", &manifest);
     assert_eq!((&offered["outcome"], &offered["action"]), (&json!("DONE"), &json!("firmware-offer")), "{offered}");
     let waits = shown(&status, |b| b["stage"] == "offered");
-    assert_eq!((&waits["job"], &waits["fromVersion"], &waits["version"]), (&json!("o1"), &json!("1.0.0"), &json!("2.0.0")));
+    assert_eq!(
+        (&waits["job"], &waits["fromVersion"], &waits["version"]),
+        (&json!("o1"), &json!("1.0.0"), &json!("2.0.0"))
+    );
     assert_eq!(bench.device.writes(), 0, "nothing begins without a word");
     assert_eq!(bench.approve("a1")["outcome"], "DONE");
     shown(&status, |b| b["stage"] == "installing" && b["progress"].as_f64() > Some(0.1));
@@ -142,6 +144,8 @@ fn an_offer_over_topics_is_approved_transferred_proven_and_disturbs_nobody() {
     shown(&status, |b| b["stage"] == "installing" && b["progress"].as_f64() > Some(0.7));
     let (time, reads) = (began.elapsed(), bench.device.reads(2) - reads);
     assert!(reads as f64 > time.as_secs_f64() * 10.0 * 0.4, "the bus-mate was read {reads} times in {time:?}");
+    let job = bench.over();
+    assert_eq!(job["stage"], "done", "{job}");
     let done = shown(&status, |b| b["stage"] == "done");
     assert_eq!((&done["approvedBy"], &done["progress"]), (&json!("mqtt:local:anonymous"), &json!(1.0)), "{done}");
     assert!(bench.device.image() == image && bench.device.version() == "2.0.0");
@@ -177,7 +181,11 @@ fn an_image_that_is_damaged_on_its_way_or_does_not_start_leaves_the_old_one_runn
         bench.done(&["firmware", "set", &manifest, "--for", "pump", "--url", &url]);
         bench.done(&["firmware", "approve", "pump"]);
         let job = bench.over();
-        assert_eq!((&job["stage"], &job["code"]), (&json!("rolled-back"), &json!("device-failed")), "{trouble:?}: {job}");
+        assert_eq!(
+            (&job["stage"], &job["code"]),
+            (&json!("rolled-back"), &json!("device-failed")),
+            "{trouble:?}: {job}"
+        );
         assert_eq!(bench.device.version(), "1.0.0");
         shown(&events, |b| b["kind"] == "firmware-rolled-back" && b["severity"] == "ALARM");
         // The device is as before: the next update is its own matter.
@@ -210,12 +218,12 @@ fn what_is_unsigned_wrongly_signed_older_truncated_or_for_others_is_refused_on_i
         let answer = bench.offer(&format!("bad-{n}"), manifest);
         assert_eq!((&answer["outcome"], &answer["code"]), (&json!("REJECTED"), &json!(code)), "{answer}");
     }
-    let offer = json!({"correlationId": "mate", "manifest": good, "url": bench.url()});
-    assert_eq!(bench.ask("devices/mate/firmware/desired", &offer)["code"], "no-firmware");
-    assert_eq!(bench.ask("devices/nobody/firmware/desired", &offer)["code"], "unknown-device");
+    let offer = |id: &str| json!({"correlationId": id, "manifest": good, "url": bench.url()});
+    assert_eq!(bench.ask("devices/mate/firmware/desired", &offer("mate"))["code"], "no-firmware");
+    assert_eq!(bench.ask("devices/nobody/firmware/desired", &offer("nobody"))["code"], "unknown-device");
     assert_eq!(bench.approve("nothing-there")["code"], "no-job");
     // An engineer has no right to the gateway's own firmware.
-    assert_eq!(bench.ask("firmware/desired", &offer)["code"], "not-allowed");
+    assert_eq!(bench.ask("firmware/desired", &offer("own"))["code"], "not-allowed");
     // Signed, but the bytes are others: refused after the transfer to the gateway, before the device hears of it.
     for (n, (bytes, code)) in
         [(&image[..2_990], "truncated"), (&[&image[..2_999], b"!"].concat()[..], "wrong-digest")].iter().enumerate()
@@ -336,8 +344,7 @@ fn a_vendors_device_takes_chunks_over_mqtt_although_messages_are_lost() {
     let gateway = bench.site.start();
     bench.site.wait_for_state("mate", "online");
     let port = bench.site.port().to_string();
-    let mut vendor =
-        PythonServer::start("vendor.py", &["--port", &port, "--topic", "vendor/mate", "--lose", "9"]);
+    let mut vendor = PythonServer::start("vendor.py", &["--port", &port, "--topic", "vendor/mate", "--lose", "9"]);
     let status = bench.site.subscribe("devices/mate/firmware/status");
     let (image, _) = bench.image("3.1.0", 20_000);
     let manifest = bench.sign("plant", "vendor", "3.1.0");
@@ -350,9 +357,7 @@ fn a_vendors_device_takes_chunks_over_mqtt_although_messages_are_lost() {
     };
     assert_eq!(request("a1", json!({"action": "approve"}))["outcome"], "DONE");
     // The artifact itself comes in two parts over MQTT, the second one too early first.
-    let part = |from: usize, to: usize| {
-        json!({"action": "chunk", "offset": from.to_string(), "data": base64(&image[from..to])})
-    };
+    let part = |from: usize, to: usize| json!({"action": "chunk", "offset": from.to_string(), "data": base64(&image[from..to])});
     assert_eq!(request("c0", part(12_000, 20_000))["code"], "expected-offset");
     let first = request("c1", part(0, 12_000));
     assert!(first["message"].as_str().unwrap().contains("12000"), "{first}");

@@ -273,7 +273,8 @@ impl Office {
         let target = match &asked.question {
             Question::Jobs { target } => {
                 let wanted = |name: &String| target.as_ref().is_none_or(|target| target == name);
-                let jobs = self.jobs.with(|jobs| jobs.iter().filter(|(n, _)| wanted(n)).map(|(_, j)| j.clone()).collect());
+                let jobs =
+                    self.jobs.with(|jobs| jobs.iter().filter(|(n, _)| wanted(n)).map(|(_, j)| j.clone()).collect());
                 return asked.answer(Ok(Reply::Jobs(jobs)));
             }
             Question::Offer { target, .. } | Question::Chunk { target, .. } | Question::Decide { target, .. } => {

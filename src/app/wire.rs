@@ -259,7 +259,7 @@ impl Gateway {
             logs: telemetry.logs.clone(),
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
-        let service = 
+        let service =
             AdminService::new(latest.clone(), health, handle, firmware_desk, management, command_service, results);
         let service = Arc::new(service);
         // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.

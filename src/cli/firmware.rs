@@ -192,9 +192,7 @@ fn run(command: FirmwareCommand, gateway: &mut impl Requests) -> Result<String, 
             }
             Ok(told(&job, json))
         }
-        FirmwareCommand::Approve { target, reject, json } => {
-            decide(gateway, &target, !reject, json)
-        }
+        FirmwareCommand::Approve { target, reject, json } => decide(gateway, &target, !reject, json),
         FirmwareCommand::Abort { target, json } => decide(gateway, &target, false, json),
         FirmwareCommand::Status { target, json } => {
             let jobs = gateway.jobs(target.as_deref()).map_err(CliError::Other)?;
@@ -402,7 +400,9 @@ mod tests {
         assert!(run("approve").unwrap().contains("approved"));
         assert!(run("status").unwrap().contains("2.0.0"));
         assert!(run("abort").unwrap().contains("refused"));
-        assert!(run("set DIR/fw.bin.manifest --for pump-1 --upload DIR/fw.bin --json").unwrap().contains("\"approved\""));
+        assert!(
+            run("set DIR/fw.bin.manifest --for pump-1 --upload DIR/fw.bin --json").unwrap().contains("\"approved\"")
+        );
         assert!(gateway.bytes == artifact);
     }
 }

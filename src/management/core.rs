@@ -400,7 +400,9 @@ impl Core {
         step: &mut Step,
     ) -> Result<Done, Refusal> {
         match ask {
-            Ask::Offer { target, .. } | Ask::Firmware { target, .. } => carried_out(now, target, ask, cause, carried, step),
+            Ask::Offer { target, .. } | Ask::Firmware { target, .. } => {
+                carried_out(now, target, ask, cause, carried, step)
+            }
             Ask::Announce { device, announcement } => {
                 self.lifecycle.announce(now, device, actor, onboard::announced(announcement), cause, step)?;
                 let state = self.lifecycle.device(device).map_or_else(String::new, |r| r.state.to_string());

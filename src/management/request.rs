@@ -207,10 +207,9 @@ impl Kind {
             (Kind::Announce, Some(device)) => {
                 Ask::Announce { device, announcement: v1::Announcement::decode_as(encoding, payload)? }
             }
-            (Kind::Desire, device) => Ask::Desire {
-                target: target(device),
-                document: v1::DesiredConfig::decode_as(encoding, payload)?,
-            },
+            (Kind::Desire, device) => {
+                Ask::Desire { target: target(device), document: v1::DesiredConfig::decode_as(encoding, payload)? }
+            }
             (Kind::Manage | Kind::Announce, device) => {
                 Ask::Manage { device, request: v1::ManagementRequest::decode_as(encoding, payload)? }
             }

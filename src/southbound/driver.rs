@@ -109,11 +109,7 @@ pub trait Driver: Send + 'static {
 
     /// Carries one request that somebody above put together in the protocol's own form, and gives the reply in the same
     /// form. Sent once; the reply was checked against the request.
-    fn exchange(
-        &mut self,
-        slot: usize,
-        request: &[u8],
-    ) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send {
+    fn exchange(&mut self, slot: usize, request: &[u8]) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send {
         let _ = (slot, request);
         async { Err(ExchangeError::Unsupported("this protocol has none".to_owned())) }
     }

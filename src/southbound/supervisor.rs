@@ -16,7 +16,9 @@ use crate::platform::clock::SharedClock;
 
 use super::driver::{Driver, Fault, Scope};
 use super::link::{Command, LinkTask};
-use super::{DeviceConfig, DriverConfig, ExchangeError, IdentifyError, Identity, LinkKey, Update, WriteDone, WriteError};
+use super::{
+    DeviceConfig, DriverConfig, ExchangeError, IdentifyError, Identity, LinkKey, Update, WriteDone, WriteError,
+};
 
 /// Commands that may wait for one link.
 const COMMANDS: usize = 64;

@@ -15,7 +15,11 @@ use crate::management::firmware::{
 use crate::management::request::Refusal;
 use crate::model::DeviceId;
 use crate::platform::clock::SharedClock;
-use crate::southbound::Southbound;
+use crate::southbound::{IdentifyError, Southbound};
+
+/// Pauses between questions who the device is, after an update.
+const LOOKS: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 
 /// Ways to devices.
 #[derive(Debug, Clone)]
@@ -92,6 +96,19 @@ impl LiveTarget {
     }
 }
 
+impl LiveTarget {
+    /// Has the device say who it is, so that its capabilities show what runs now. One that says nothing of itself is as
+    /// before; one that has no time is asked a few times more.
+    async fn look_again(&self) {
+        for pause in LOOKS {
+            match self.ways.fleet.southbound().identify(&self.device).await {
+                Err(IdentifyError::Failed(_) | IdentifyError::Busy) => tokio::time::sleep(pause).await,
+                _ => return,
+            }
+        }
+    }
+}
+
 impl Target for LiveTarget {
     fn name(&self) -> &str {
         &self.name
@@ -112,8 +129,7 @@ impl Target for LiveTarget {
         let proof = self.way().await?.prove(job).await;
         if !matches!(proof, Ok(Proof::Waiting(_)) | Err(TargetError::Transient(_))) {
             self.inner = None;
-            // Its capabilities show what runs now; a device that says nothing of itself is as before.
-            let _ = self.ways.fleet.southbound().identify(&self.device).await;
+            self.look_again().await;
         }
         proof
     }

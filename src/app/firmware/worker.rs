@@ -114,7 +114,8 @@ async fn answer<T: Target>(updater: &mut Running<T>, question: &Question, actor:
     match question {
         Question::Offer { offer, .. } => updater.offer(offer.clone()).await.map(job).map_err(failed),
         Question::Chunk { id, offset, data, .. } => {
-            let bytes = STANDARD.decode(data).map_err(|e| Refusal::new("invalid", format!("the part is no base64: {e}")))?;
+            let bytes =
+                STANDARD.decode(data).map_err(|e| Refusal::new("invalid", format!("the part is no base64: {e}")))?;
             let id = named(id, updater.job());
             updater.chunk(&id, *offset, &bytes).map(Reply::Next).map_err(failed)
         }

@@ -109,7 +109,12 @@ impl World for Plant {
             let delete = |(key, _): &(Bytes, Bytes)| Op::Delete { tree: COMMANDS.to_owned(), key: key.clone() };
             state.batch(some.iter().map(delete).collect()).await.map_err(|e| e.to_string())?;
         }
-        Ok(vec!["retained topics".to_owned(), "configuration".to_owned(), "firmware job".to_owned(), "results of commands".to_owned()])
+        Ok(vec![
+            "retained topics".to_owned(),
+            "configuration".to_owned(),
+            "firmware job".to_owned(),
+            "results of commands".to_owned(),
+        ])
     }
 
     fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {

@@ -17,6 +17,31 @@ enum Method {
 
 const METHODS: &[(&str, Method)] = &[("modbus-files", Method::Files), ("mqtt", Method::Mqtt)];
 
+/// Keys that only one of the methods knows.
+const KEYS: &[&str] = &[
+    "first_file",
+    "records_per_file",
+    "registers_per_write",
+    "status",
+    "command",
+    "size",
+    "received",
+    "digest",
+    "version",
+    "version_registers",
+    "begin",
+    "activate",
+    "roll_back",
+    "idle",
+    "receiving",
+    "verified",
+    "activating",
+    "failed",
+    "topic",
+    "chunk",
+    "patience",
+];
+
 /// `profile` is the name of the device's profile: what manifests name if the section does not say otherwise.
 pub(super) fn read(section: &Reader<'_>, profile: Option<&str>) -> Option<DeviceForm> {
     let method = section.required("method", "method = \"modbus-files\" or \"mqtt\"", choice(METHODS));
@@ -31,7 +56,12 @@ pub(super) fn read(section: &Reader<'_>, profile: Option<&str>) -> Option<Device
     };
     let prove_within = section.or("prove_within", Duration::from_secs(300), millis(1_000, 3_600_000));
     let rate = section.optional("rate", size(64..=1 << 20));
-    let way = match method? {
+    let Some(method) = method else {
+        // Which keys belong here is not known; only what is missing is told.
+        KEYS.iter().for_each(|key| drop(section.has(key)));
+        return None;
+    };
+    let way = match method {
         Method::Files => Way::FileRecords(files(section)?),
         Method::Mqtt => Way::Chunks {
             topic: section.optional("topic", topic),
@@ -83,7 +113,11 @@ fn files(section: &Reader<'_>) -> Option<FileRecordProfile> {
 fn target(item: &Item) -> Result<String, String> {
     let text = line(64)(item)?;
     let legal = text.chars().all(crate::model::is_unreserved) && !text.starts_with("gateway");
-    if legal { Ok(text) } else { Err(format!("\"{text}\" cannot be a target; use A-Z a-z 0-9 . _ ~ -, not gateway…")) }
+    if legal {
+        Ok(text)
+    } else {
+        Err(format!("\"{text}\" cannot be a target; use A-Z a-z 0-9 . _ ~ -, not gateway…"))
+    }
 }
 
 fn topic(item: &Item) -> Result<String, String> {

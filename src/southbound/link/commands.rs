@@ -95,7 +95,8 @@ impl<D: Driver> LinkTask<D> {
     }
 
     fn held(&self, command: &Command) -> Option<Duration> {
-        let (Command::Write { device, .. } | Command::Identify { device, .. } | Command::Exchange { device, .. }) = command
+        let (Command::Write { device, .. } | Command::Identify { device, .. } | Command::Exchange { device, .. }) =
+            command
         else {
             return None;
         };
@@ -123,10 +124,7 @@ impl<D: Driver> LinkTask<D> {
                 let _ = reply.send(outcome);
                 self.owes_turn = true;
             }
-            Command::Write { .. }
-            | Command::Identify { .. }
-            | Command::Exchange { .. }
-            | Command::Hurry { .. } => {}
+            Command::Write { .. } | Command::Identify { .. } | Command::Exchange { .. } | Command::Hurry { .. } => {}
             Command::Devices { devices, .. } => self.set_devices(devices),
         }
     }

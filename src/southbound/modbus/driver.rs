@@ -158,6 +158,11 @@ impl Driver for ModbusDriver {
                     Next::Ask(next) => ask = next,
                     Next::Done => break,
                 },
+                // It has no time; that is not to say that it does not know.
+                Ok(Reply::Exception(refusal)) if refusal.is_busy() && !walk.has_objects() => {
+                    let (scope, reason) = (Scope::Device, Reason::DeviceException);
+                    return Err(Fault { scope, reason, text: refusal.text() });
+                }
                 Ok(_) => break,
                 // What was told before the device fell silent is still true.
                 Err(_) if walk.has_objects() => break,

@@ -126,6 +126,11 @@ impl Exception {
         format!("exception {} ({name})", self.0)
     }
 
+    /// The device has no time now, and says nothing about the request.
+    pub const fn is_busy(self) -> bool {
+        matches!(self.0, 5 | 6)
+    }
+
     /// A gateway on the way says that the device itself did not answer.
     pub const fn is_no_answer(self) -> bool {
         matches!(self.0, 10 | 11)
