@@ -48,6 +48,7 @@ pub(super) fn read(section: &Reader<'_>, profile: Option<&str>) -> Option<Device
     let target = match (section.optional("target", target), profile) {
         (Some(target), _) => Some(target),
         (None, Some(profile)) if !section.has("target") => Some(profile.to_owned()),
+        (None, _) if section.has("target") => None,
         (None, _) => {
             let text = "`target` is missing; write what manifests for this kind of device name: target = \"pump-p7\"";
             section.context.error(&section.table.place, section.key("target"), text);
@@ -58,7 +59,9 @@ pub(super) fn read(section: &Reader<'_>, profile: Option<&str>) -> Option<Device
     let rate = section.optional("rate", size(64..=1 << 20));
     let Some(method) = method else {
         // Which keys belong here is not known; only what is missing is told.
-        KEYS.iter().for_each(|key| drop(section.has(key)));
+        for key in KEYS {
+            section.has(key);
+        }
         return None;
     };
     let way = match method {
