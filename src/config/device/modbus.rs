@@ -47,6 +47,7 @@ pub(super) struct Shared {
     limits: Limits,
     reply_timeout: Option<Duration>,
     retries: u8,
+    retry_refused: Duration,
     write: WriteOptions,
     identify: bool,
     breaker: breaker::Settings,
@@ -73,8 +74,20 @@ impl Settings {
 
     pub fn with_points(self, points: Vec<PointAddress>) -> Option<Config> {
         let Settings { link, unit, shared, .. } = self;
-        let Shared { limits, reply_timeout, retries, write, identify, breaker, options, .. } = shared;
-        Some(Config { link: link?, options, unit, points, limits, reply_timeout, retries, breaker, write, identify })
+        let Shared { limits, reply_timeout, retries, retry_refused, write, identify, breaker, options, .. } = shared;
+        Some(Config {
+            link: link?,
+            options,
+            unit,
+            points,
+            limits,
+            reply_timeout,
+            retries,
+            retry_refused,
+            breaker,
+            write,
+            identify,
+        })
     }
 }
 
@@ -112,6 +125,7 @@ pub(super) fn settings(section: &Reader<'_>) -> Shared {
         },
         reply_timeout: section.optional("timeout", millis(10, 60_000)),
         retries: section.or("retries", 1, unsigned(0..=10)),
+        retry_refused: section.or("retry_refused", Duration::from_secs(600), millis(1_000, 86_400_000)),
         identify: section.or("identify", true, boolean),
         write: write(&section.section("write", "device.modbus.write")),
         breaker: breaker(&section.section("breaker", "device.modbus.breaker")),
