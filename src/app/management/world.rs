@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::credentials::Credentials;
 use super::fleet::Fleet;
 use crate::app::commands::{COMMANDS, ScaledWriter};
+use crate::app::firmware::FirmwareDesk;
 use crate::contract::topics;
 use crate::management::clock::ClockForm;
 use crate::management::command::DeviceWriter;
@@ -55,6 +56,8 @@ pub struct Plant {
     pub watcher: Watcher,
     /// Writes through scaling and driver.
     pub writer: ScaledWriter,
+    /// Updates under way.
+    pub firmware: FirmwareDesk,
     /// Certificates of devices that connect by themselves.
     pub credentials: Arc<Credentials>,
     /// Time.
@@ -94,6 +97,8 @@ impl World for Plant {
 
     async fn erase(&self, device: &DeviceId, _data: bool) -> Result<Vec<String>, String> {
         self.fleet.forget(device);
+        self.firmware.forget(device).await?;
+        self.board.clear(&topics::firmware_status(device.as_str()));
         for point in self.fleet.points_of(device) {
             self.board.clear(&topics::point(device.as_str(), &point));
         }
@@ -104,7 +109,12 @@ impl World for Plant {
             let delete = |(key, _): &(Bytes, Bytes)| Op::Delete { tree: COMMANDS.to_owned(), key: key.clone() };
             state.batch(some.iter().map(delete).collect()).await.map_err(|e| e.to_string())?;
         }
-        Ok(vec!["retained topics".to_owned(), "configuration".to_owned(), "results of commands".to_owned()])
+        Ok(vec![
+            "retained topics".to_owned(),
+            "configuration".to_owned(),
+            "firmware job".to_owned(),
+            "results of commands".to_owned(),
+        ])
     }
 
     fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {
