@@ -306,6 +306,9 @@ fn bad_requests_by_the_thousand_change_nothing() {
         "management/request",
         "devices/pump/config/desired",
         "devices/nobody/onboarding/request",
+        "devices/pump/firmware/desired",
+        "devices/pump/firmware/request",
+        "firmware/request",
     ];
     for rest in topics {
         flood(site.port(), &topic(rest), &lines);

@@ -16,8 +16,8 @@ use crate::management::firmware::{Offer, Source};
 use crate::management::request::{Actor, Ask, Refusal};
 use crate::management::service::{Management, Stopped};
 
-/// Requests that are carried out at a time; more of them wait on their topics.
-const AT_A_TIME: usize = 32;
+/// Requests that are carried out at a time; more of them are refused as `busy`, so that commands do not wait for them.
+const AT_A_TIME: usize = 64;
 /// Largest part of an upload, in octets.
 const MAX_PART: usize = 512 * 1024;
 
@@ -56,9 +56,6 @@ impl FirmwareRequests {
         stored: Receipt,
     ) -> Result<(), Stopped> {
         while self.waiting.try_join_next().is_some() {}
-        if self.waiting.len() >= AT_A_TIME {
-            let _ended = self.waiting.join_next().await;
-        }
         let Some(Ok(ask)) = Ask::parse(topic, encoding, payload) else {
             return self.management.request_stored(actor, topic, encoding, payload, stored).await.map(drop);
         };
@@ -68,6 +65,9 @@ impl FirmwareRequests {
             return self.management.request_stored(request.actor, topic, encoding, payload, stored).await.map(drop);
         }
         let asked = match question(&request.ask) {
+            _ if self.waiting.len() >= AT_A_TIME => {
+                Err(Refusal::new("busy", format!("{AT_A_TIME} requests about firmware are in hand; ask again")))
+            }
             Ok(question) => self.desk.submit(question, &request.actor.name, false).await,
             Err(refusal) => Err(refusal),
         };
