@@ -21,6 +21,8 @@ const AT_A_TIME: usize = 64;
 /// Largest part of an upload, in octets.
 const MAX_PART: usize = 512 * 1024;
 
+/// What management itself refuses.
+const UNKNOWN: &str = "unknown-action";
 /// Longest address of an artifact.
 const MAX_URL: usize = 2_048;
 
@@ -59,12 +61,16 @@ impl FirmwareRequests {
         let Some(Ok(ask)) = Ask::parse(topic, encoding, payload) else {
             return self.management.request_stored(actor, topic, encoding, payload, stored).await.map(drop);
         };
+        let question = question(&ask);
+        if question.as_ref().is_err_and(|refusal| refusal.code == UNKNOWN) {
+            return self.management.request_stored(actor, topic, encoding, payload, stored).await.map(drop);
+        }
         let request = Request { actor, ask };
         let looked_at = request.clone();
         if !self.management.look(move |core| core.admits(&looked_at)).await? {
             return self.management.request_stored(request.actor, topic, encoding, payload, stored).await.map(drop);
         }
-        let asked = match question(&request.ask) {
+        let asked = match question {
             _ if self.waiting.len() >= AT_A_TIME => {
                 Err(Refusal::new("busy", format!("{AT_A_TIME} requests about firmware are in hand; ask again")))
             }
@@ -115,7 +121,8 @@ fn question(ask: &Ask) -> Result<Question, Refusal> {
                 "chunk" => {
                     Ok(Question::Chunk { target, id, offset: request.offset, data: STANDARD.encode(&request.data) })
                 }
-                action => Ok(Question::Decide { target, id, approve: action == "approve" }),
+                action @ ("approve" | "abort") => Ok(Question::Decide { target, id, approve: action == "approve" }),
+                _ => Err(Refusal::new(UNKNOWN, "`action` is approve, abort or chunk")),
             }
         }
         _ => Err(Refusal::new("invalid", "this is no request about firmware")),
