@@ -492,16 +492,16 @@ impl Core {
     }
 
     /// Monotonic time at which something is due; `None` when nothing is.
-    pub fn next_wake(&self, now: Stamp) -> Option<u64> {
-        let proving = self.desired.is_proving().then(|| now.mono_ns + 250_000_000);
-        let others = [
+    pub fn next_wake(&self) -> Option<u64> {
+        let due = [
             self.lifecycle.next_wake(),
+            self.desired.next_look(),
             self.desired.next_retry(),
             self.clocks.next_wake(),
             self.meter.next_wake(),
             self.flush_at,
         ];
-        others.into_iter().chain([proving]).flatten().min()
+        due.into_iter().flatten().min()
     }
 }
 

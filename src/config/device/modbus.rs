@@ -49,6 +49,7 @@ pub(super) struct Shared {
     retries: u8,
     write: WriteOptions,
     identify: bool,
+    serial_object: Option<u8>,
     breaker: breaker::Settings,
     options: LinkOptions,
 }
@@ -73,8 +74,21 @@ impl Settings {
 
     pub fn with_points(self, points: Vec<PointAddress>) -> Option<Config> {
         let Settings { link, unit, shared, .. } = self;
-        let Shared { limits, reply_timeout, retries, write, identify, breaker, options, .. } = shared;
-        Some(Config { link: link?, options, unit, points, limits, reply_timeout, retries, breaker, write, identify })
+        let Shared { limits, reply_timeout, retries, write, identify, serial_object, breaker, options, .. } = shared;
+        let link = link?;
+        Some(Config {
+            link,
+            options,
+            unit,
+            points,
+            limits,
+            reply_timeout,
+            retries,
+            breaker,
+            write,
+            identify,
+            serial_object,
+        })
     }
 }
 
@@ -113,6 +127,7 @@ pub(super) fn settings(section: &Reader<'_>) -> Shared {
         reply_timeout: section.optional("timeout", millis(10, 60_000)),
         retries: section.or("retries", 1, unsigned(0..=10)),
         identify: section.or("identify", true, boolean),
+        serial_object: section.optional("serial_object", unsigned(128..=255)),
         write: write(&section.section("write", "device.modbus.write")),
         breaker: breaker(&section.section("breaker", "device.modbus.breaker")),
         options: link_options(section),
