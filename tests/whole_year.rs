@@ -283,7 +283,7 @@ impl Year {
             gate.restart();
             gate.until_life("decommissioned");
             let books = Books::of(gate);
-            eprintln!("{}\n", books.story());
+            eprintln!("the audit log of {}:\n{}\n", gate.name(), books.story());
             books.agree("decommissioned");
             books.nothing_twice();
             assert_eq!(books.audited("certificate-of-erasure", "devices/pump").len(), 1, "{}", books.story());

@@ -102,6 +102,8 @@ pub struct Plan {
     pub generation: u64,
     /// Devices to poll.
     pub devices: BTreeMap<DeviceId, PlannedDevice>,
+    /// Devices whose life here has ended: nothing is shown of them but that.
+    pub gone: BTreeSet<DeviceId>,
 }
 
 /// The whole state of management.
@@ -446,7 +448,8 @@ impl Core {
             let overlay = profile.and_then(|p| self.desired.overlay(&target, p).ok()).unwrap_or_default();
             (id, PlannedDevice { mode: planned.mode, undeclared: planned.undeclared, overlay: Arc::new(overlay) })
         });
-        Plan { generation: self.generation, devices: planned.collect() }
+        let gone = self.lifecycle.devices().iter().filter(|(_, r)| r.is_gone()).map(|(id, _)| id.clone()).collect();
+        Plan { generation: self.generation, devices: planned.collect(), gone }
     }
 
     /// Audit entries that are not in the log yet, oldest first.

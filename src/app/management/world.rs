@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep};
 use super::credentials::Credentials;
 use super::fleet::Fleet;
 use crate::app::commands::{COMMANDS, ScaledWriter};
-use crate::contract::topics;
 use crate::management::clock::ClockForm;
 use crate::management::command::DeviceWriter;
 use crate::management::core::Plan;
@@ -26,7 +25,6 @@ use crate::management::service::World;
 #[cfg(feature = "modbus")]
 use crate::model::{Device, Tier};
 use crate::model::{DeviceId, PointId, Value};
-use crate::northbound::StateBoard;
 use crate::platform::clock::SharedClock;
 use crate::southbound::IdentifyError;
 #[cfg(feature = "modbus")]
@@ -47,8 +45,6 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 pub struct Plant {
     /// What runs.
     pub fleet: Fleet,
-    /// Retained topics.
-    pub board: StateBoard,
     /// What is kept.
     pub store: Store,
     /// What the drivers gave last.
@@ -94,10 +90,7 @@ impl World for Plant {
 
     async fn erase(&self, device: &DeviceId, _data: bool) -> Result<Vec<String>, String> {
         self.fleet.forget(device);
-        for point in self.fleet.points_of(device) {
-            self.board.clear(&topics::point(device.as_str(), &point));
-        }
-        self.board.clear(&topics::capabilities(device));
+        self.fleet.clear_topics(device);
         let state = self.store.state();
         let commands = state.scan(COMMANDS, format!("{device}/").as_bytes()).map_err(|e| e.to_string())?;
         for some in commands.chunks(CHUNK) {

@@ -416,7 +416,7 @@ impl Desired {
         let row = TABLE.decide(job.state, event, |guard| match guard {
             Guard::Running => runs,
         })?;
-        let number = version.as_ref().or(job.candidate.as_ref()).map_or(0, |v| v.version);
+        let number = version.as_ref().or(job.candidate.as_ref()).unwrap_or(&job.in_force).version;
         if row.from != row.to {
             job.state = row.to;
             job.since_ms = now.wall_ms;
