@@ -52,9 +52,12 @@ type = "u32"
 access = "read-write"
 "#;
 
+/// A title and what happens in it.
+type Chapter = (&'static str, fn(&mut Year));
+
 /// The chapters, in order. A device's firmware is its own chapter between `clock` and `replacement`: see `whole_firmware.rs`
 /// for what is told of it so far.
-const CHAPTERS: [(&str, fn(&mut Year)); 11] = [
+const CHAPTERS: [Chapter; 11] = [
     ("discovered, nothing is read", Year::discovered),
     ("approved", Year::approved),
     ("configured", Year::configured),

@@ -86,10 +86,22 @@ impl Gate {
         stop(self.inner.child.lock().unwrap().take().expect("it runs"));
     }
 
+    /// While nobody listens, any client on this machine may be given the broker's port for its own end of a connection:
+    /// then the start is tried again, as a service manager does.
     fn spawn(&self) -> Child {
-        let mut command = self.inner.site.command(&["run"]);
-        command.env("LD_PRELOAD", &self.inner.library);
-        self.inner.site.start_with(command)
+        let began = Instant::now();
+        loop {
+            let mut command = self.inner.site.command(&["run"]);
+            command.env("LD_PRELOAD", &self.inner.library);
+            let mut child = Child::spawn("fieldgate", command);
+            let told = |line: &str| line.contains("gateway started") || line.contains("the gateway ends");
+            let line = child.wait_for("whether it started", SOON, told);
+            if line.contains("gateway started") {
+                return child;
+            }
+            assert!(line.contains("Address already in use") && began.elapsed() < LONG, "{line}");
+            child.wait(SOON);
+        }
     }
 
     /// The last lines of its log.

@@ -11,7 +11,7 @@ pub use books::Books;
 pub use gate::Gate;
 pub use hardware::{Hardware, Make};
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Where and when gateways are killed: so many times, spread by a seed over the steps of the story.
 pub struct Kills {
@@ -38,7 +38,7 @@ impl Kills {
     /// The seed that `FIELDGATE_SEED` names, else one from the time.
     pub fn seed() -> u64 {
         let given = std::env::var("FIELDGATE_SEED").ok().and_then(|seed| seed.parse().ok());
-        given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64))
+        given.unwrap_or_else(|| UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos() as u64))
     }
 
     /// The kills of a step: which of `gates` gateways, and how long after the kill before.
