@@ -7,6 +7,7 @@
 //!
 //! It must not know the gateway: what is asked goes to a [`Service`] that `app` implements.
 
+mod address;
 mod client;
 mod server;
 

@@ -137,7 +137,8 @@ pub fn load_recording(dir_or_file: &Path, environment: Environment<'_>) -> Resul
 
 fn read(context: &Context<'_>, main_file: &Path, dir: &Path) -> Option<(Gateway, device::Devices)> {
     if !main_file.is_file() {
-        let text = format!("is not there; `fieldgate init {}` writes a configuration to start from", dir.display());
+        let start = if main_file.extension().is_some_and(|e| e == "toml") { dir } else { main_file };
+        let text = format!("is not there; `fieldgate init {}` writes a configuration to start from", start.display());
         context.error(&Place::file(main_file), "", text);
         return None;
     }

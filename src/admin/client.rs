@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::address::Address;
 use super::{Answer, Request, SOCKET};
 
 /// Why the running gateway could not be asked.
@@ -46,11 +47,13 @@ impl Client {
     /// Connects to the gateway that uses `data_dir`.
     pub async fn connect(data_dir: &Path) -> Result<Self, AdminError> {
         let path = data_dir.join(SOCKET);
-        let stream = UnixStream::connect(&path).await.map_err(|source| match source.kind() {
+        let fail = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AdminError::NotRunning(data_dir.to_owned()),
             io::ErrorKind::PermissionDenied => AdminError::Forbidden(path.clone()),
             _ => AdminError::Io { path: path.clone(), source },
-        })?;
+        };
+        let address = Address::of(&path).map_err(fail)?;
+        let stream = UnixStream::connect(address.path()).await.map_err(fail)?;
         let (read, write) = stream.into_split();
         Ok(Self { path, lines: BufReader::new(read).lines(), write })
     }
@@ -111,6 +114,18 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_data_directory_may_lie_deeper_than_a_socket_s_address_reaches() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(100)).join("e".repeat(100));
+        assert!(matches!(Client::connect(&deep).await, Err(AdminError::NotRunning(_))));
+        std::fs::create_dir_all(&deep).unwrap();
+        let server = tokio::spawn(serve(bind(&deep.join(SOCKET)).unwrap(), Arc::new(Echo)));
+        let answer = connect(&deep).await.ask(&Request::Devices).await.unwrap();
+        assert_eq!(answer, Answer::Text { text: "Devices".into() });
+        server.abort();
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::address::Address;
 use super::{Answer, Reply, Request, Service};
 
 const MAX_REQUEST: u64 = 1024 * 1024;
@@ -34,7 +35,7 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(fail)?;
+    let listener = Address::of(path).and_then(|address| UnixListener::bind(address.path())).map_err(fail)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(fail)?;
     Ok(listener)
 }

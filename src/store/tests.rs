@@ -293,11 +293,11 @@ async fn confirmed_records_stay_readable_where_there_is_room_and_go_first() {
     assert!(late.depth().records < 100, "{:?}", late.depth());
     late.begin_session(Order::InOrder);
     // With the quota used up they are the first to go: nothing that anybody needs does.
-    for _ in 0..33 {
+    for _ in 0..31 {
         store.append(records_of(1_000, 100, NOON)).await.unwrap();
     }
     let mut stats = store.stats();
-    stats.wait_for(|s| s.bulk.next_seq > 4_300).await.unwrap();
+    stats.wait_for(|s| s.bulk.next_seq > 4_100).await.unwrap();
     assert!(stats.borrow().bulk.first_seq > kept && stats.borrow().bulk.lost.is_empty(), "{:?}", stats.borrow().bulk);
     drop((a, late));
     store.close().await.unwrap();

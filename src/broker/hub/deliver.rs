@@ -180,8 +180,12 @@ impl Hub {
             }
             let Some(next) = session.queue.front() else { break false };
             let cost = next.message.cost();
-            let full = session.inflight.len() >= usize::from(session.window)
-                || !session.inflight.is_empty() && unacknowledged + cost > self.limits.queue_bytes / 8;
+            // Retained messages begin to count when they are in flight: they may take what is left of the whole, and
+            // beyond it one per client, so that everyone goes on.
+            let total = self.queued_bytes + session.queued_bytes - before;
+            let over = unacknowledged + cost > self.limits.queue_bytes / 8
+                || next.on_subscribe && total + cost > self.limits.total_queue_bytes;
+            let full = session.inflight.len() >= usize::from(session.window) || !session.inflight.is_empty() && over;
             if next.qos != Qos::AtMostOnce && full {
                 break false;
             }

@@ -319,6 +319,28 @@ fn large_unacknowledged_messages_are_bounded_by_bytes_too() {
 }
 
 #[test]
+fn retained_messages_in_flight_do_not_exceed_the_total() {
+    let mut hub = Hub::new(Limits { total_queue_bytes: 20_000, ..Limits::default() });
+    for i in 0..30 {
+        own(&mut hub, &format!("t/{i}"), &"x".repeat(1_000), Retain::Snapshot);
+    }
+    let clients = ["a", "b", "c"].map(|name| join(&mut hub, &connect(Version::V5, name, true), 0));
+    for client in &clients {
+        subscribe(&mut hub, client, "t/#", Qos::AtLeastOnce);
+        hub.collect(client.ticket, 1 << 20, 0, &mut Vec::new()).unwrap();
+    }
+    let waiting = hub.stats().queued_bytes;
+    assert!((18_000..=20_000 + 2 * 1_200).contains(&waiting), "{waiting}: the limit, and one for each of the others");
+    for client in &clients {
+        for id in 1..=30 {
+            send(&mut hub, client, Packet::PubAck { id }, 0);
+            hub.collect(client.ticket, 1 << 20, 0, &mut Vec::new()).unwrap();
+        }
+        assert_eq!(hub.session(client.ticket.index).unwrap().waiting(), 0, "everyone gets everything");
+    }
+}
+
+#[test]
 fn unreleased_qos_2_messages_are_bounded() {
     let mut hub = Hub::new(Limits::default());
     let a = join(&mut hub, &connect(Version::V5, "a", true), 0);
@@ -402,7 +424,7 @@ proptest! {
             prop_assert_eq!(retained, hub.queued_retained);
             let filters = |s: &Session| s.subscriptions.keys().map(String::len).sum::<usize>();
             prop_assert!(hub.sessions.iter().flatten().all(|s| s.filter_bytes == filters(s)));
-            prop_assert!(hub.queued_bytes <= 1500 + 200);
+            prop_assert!(hub.queued_bytes <= 1500 + 4 * 200, "one message of each client beyond the limit");
             prop_assert!(hub.sessions.iter().flatten().all(|s| s.queued_bytes == s.account()));
             prop_assert_eq!(hub.sessions.iter().flatten().count(), hub.by_client.len());
             prop_assert!(hub.high.iter().all(|&i| hub.session(i).is_some_and(|s| s.link.is_some())));

@@ -47,6 +47,7 @@ pub(super) struct Shared {
     limits: Limits,
     reply_timeout: Option<Duration>,
     retries: u8,
+    retry_refused: Duration,
     write: WriteOptions,
     identify: bool,
     serial_object: Option<u8>,
@@ -74,16 +75,27 @@ impl Settings {
 
     pub fn with_points(self, points: Vec<PointAddress>) -> Option<Config> {
         let Settings { link, unit, shared, .. } = self;
-        let Shared { limits, reply_timeout, retries, write, identify, serial_object, breaker, options, .. } = shared;
-        let link = link?;
+        let Shared {
+            limits,
+            reply_timeout,
+            retries,
+            retry_refused,
+            write,
+            identify,
+            serial_object,
+            breaker,
+            options,
+            ..
+        } = shared;
         Some(Config {
-            link,
+            link: link?,
             options,
             unit,
             points,
             limits,
             reply_timeout,
             retries,
+            retry_refused,
             breaker,
             write,
             identify,
@@ -126,6 +138,7 @@ pub(super) fn settings(section: &Reader<'_>) -> Shared {
         },
         reply_timeout: section.optional("timeout", millis(10, 60_000)),
         retries: section.or("retries", 1, unsigned(0..=10)),
+        retry_refused: section.or("retry_refused", Duration::from_secs(600), millis(1_000, 86_400_000)),
         identify: section.or("identify", true, boolean),
         serial_object: section.optional("serial_object", unsigned(128..=255)),
         write: write(&section.section("write", "device.modbus.write")),

@@ -153,7 +153,7 @@ impl<'a> Connection<'a> {
                 while let Some(event) = self.ready.pop_front() {
                     let _ = self.settle(event);
                 }
-                if failure.closed && self.proved {
+                if failure.closed {
                     self.accuse();
                 }
                 Ended::Failed { failure, served: true }
@@ -357,7 +357,7 @@ impl<'a> Connection<'a> {
         let mut on_wire: Vec<_> = self.unconfirmed.iter().flatten().chain(&self.queued).collect();
         on_wire.sort_unstable_by_key(|item| item.number);
         let Some(first) = on_wire.first().filter(|item| item.sent.elapsed() < SUSPICION) else { return };
-        if self.up.suspect.closed(on_wire.iter().map(|item| item.mark()).collect()) {
+        if self.up.suspect.closed(on_wire.iter().map(|item| item.mark()).collect(), self.proved) {
             let now_ms = self.up.started.elapsed().as_millis() as u64;
             let detail = "the broker closes the connection whenever it gets this message";
             self.up.core.give_up(first.owner, &first.topic, "broker-disconnects", detail, now_ms);

@@ -5,7 +5,9 @@
 //! what was on the wire is suspected, and messages go out one at a time until the broker has confirmed all of that: the
 //! culprit is then alone on the wire, so that no lost confirmation throws the blame on another. A message with which the
 //! broker closes the connection three times although nothing else was on the wire is given up, which a gap and an alarm
-//! say. A network that breaks, a broker that is silent or refuses the connection accuses nobody.
+//! say. Only connections in which the broker had confirmed something count for that: one that confirmed nothing may be
+//! a broker that is starting, or its confirmations were lost with the reset. A network that breaks, a broker that is
+//! silent or refuses the connection accuses nobody.
 
 use std::sync::Arc;
 
@@ -39,12 +41,16 @@ impl Suspect {
         if self.closures >= CAREFUL { 1 } else { normal }
     }
 
-    /// The broker closed a connection with these messages on the wire, the oldest first. True: give that one up.
-    pub(super) fn closed(&mut self, on_wire: Vec<Mark>) -> bool {
+    /// The broker closed a connection with these messages on the wire, the oldest first; `proved`: after it had confirmed
+    /// something. True: give that one up.
+    pub(super) fn closed(&mut self, on_wire: Vec<Mark>, proved: bool) -> bool {
         let Some(first) = on_wire.first().cloned() else { return false };
         self.closures += 1;
         if on_wire.len() > 1 {
             (self.suspects, self.alone) = (on_wire, None);
+            return false;
+        }
+        if !proved {
             return false;
         }
         let times = self.alone.take().filter(|(mark, _)| *mark == first).map_or(1, |(_, times)| times + 1);
@@ -95,12 +101,12 @@ mod tests {
     #[test]
     fn a_message_is_given_up_when_it_alone_ended_three_connections() {
         let mut suspect = Suspect::default();
-        assert!(!suspect.closed(marks(1..5)));
+        assert!(!suspect.closed(marks(1..5), true));
         assert_eq!(suspect.window(NORMAL), NORMAL);
-        assert!(!suspect.closed(marks(1..5)));
+        assert!(!suspect.closed(marks(1..5), true));
         assert_eq!(suspect.window(NORMAL), 1);
         assert!(!suspect.confirmed(&mark(1)));
-        let verdicts: Vec<_> = (0..3).map(|_| suspect.closed(marks(2..3))).collect();
+        let verdicts: Vec<_> = (0..3).map(|_| suspect.closed(marks(2..3), true)).collect();
         assert_eq!(verdicts, [false, false, true]);
         assert_eq!(suspect.window(NORMAL), NORMAL);
     }
@@ -110,21 +116,36 @@ mod tests {
     fn a_message_among_others_is_never_given_up_and_one_that_is_confirmed_starts_anew() {
         let mut suspect = Suspect::default();
         for _ in 0..20 {
-            assert!(!suspect.closed(marks(1..3)));
+            assert!(!suspect.closed(marks(1..3), true));
         }
         for _ in 0..20 {
-            assert!(!suspect.closed(marks(1..2)));
-            assert!(!suspect.closed(marks(1..2)));
+            assert!(!suspect.closed(marks(1..2), true));
+            assert!(!suspect.closed(marks(1..2), true));
             suspect.confirmed(&mark(1));
         }
-        assert!(!suspect.closed(Vec::new()));
+        assert!(!suspect.closed(Vec::new(), true));
+    }
+
+    #[test]
+    fn a_connection_that_confirmed_nothing_calls_for_care_and_accuses_nobody() {
+        let mut suspect = Suspect::default();
+        suspect.closed(marks(1..5), false);
+        suspect.closed(marks(1..5), false);
+        assert_eq!(suspect.window(NORMAL), 1);
+        for _ in 0..20 {
+            assert!(!suspect.closed(marks(1..2), false));
+        }
+        for seq in 1..5 {
+            suspect.confirmed(&mark(seq));
+        }
+        assert_eq!(suspect.window(NORMAL), NORMAL);
     }
 
     #[test]
     fn care_ends_when_all_that_were_on_the_wire_are_confirmed() {
         let mut suspect = Suspect::default();
-        suspect.closed(marks(1..5));
-        suspect.closed(marks(1..5));
+        suspect.closed(marks(1..5), true);
+        suspect.closed(marks(1..5), true);
         for seq in [7, 1, 2, 8, 3] {
             assert!(!suspect.confirmed(&mark(seq)));
             assert_eq!(suspect.window(NORMAL), 1);

@@ -24,6 +24,8 @@ pub struct Config {
     pub reply_timeout: Option<Duration>,
     /// How often a failed read is tried again at once. Writes are never repeated.
     pub retries: u8,
+    /// How often points that the device refused are asked for again: an update of the device may have brought them.
+    pub retry_refused: Duration,
     /// When the device goes off scan.
     pub breaker: breaker::Settings,
     /// How points are written.
@@ -47,6 +49,7 @@ impl Config {
             limits: Limits::default(),
             reply_timeout: None,
             retries: 1,
+            retry_refused: Duration::from_secs(600),
             breaker: breaker::Settings::default(),
             write: WriteOptions::default(),
             identify: true,

@@ -17,9 +17,6 @@ use super::pdu::{Exception, Reply, Request};
 use super::plan::{self, Learned, ReadRequest};
 use super::{Config, Link, LinkOptions, timing, values, write};
 
-/// How often points that the device refused alone are asked for again: an update of the device may have brought them.
-const RETRY_ILLEGAL_EVERY: Duration = Duration::from_secs(600);
-
 /// All units on one Modbus link.
 #[derive(Debug)]
 pub struct ModbusDriver {
@@ -177,7 +174,7 @@ impl Driver for ModbusDriver {
 
     fn plan(&mut self, slot: usize, group: usize, steps: &mut VecDeque<Self::Step>, results: &mut Vec<PointResult>) {
         let unit = self.unit_mut(slot);
-        if unit.refused_at.is_some_and(|at| at.elapsed() >= RETRY_ILLEGAL_EVERY) {
+        if unit.refused_at.is_some_and(|at| at.elapsed() >= unit.config.retry_refused) {
             unit.refused_at = None;
             unit.learned.illegal.clear();
             unit.replan();

@@ -1,8 +1,10 @@
 //! The ack file of a lane: who has acknowledged what, which numbers are reserved, what is lost.
 //!
-//! Two slots, written in turn; the newer intact one counts. The slot that is known to be durable is never overwritten,
-//! so a torn write costs at most the acknowledgements of the last sync interval, which are sent again. The file has its
-//! full length from the beginning, so it is written on a full disk too.
+//! Three slots; the newest intact one counts. The slot that is known to be durable is never overwritten, so a torn write
+//! costs at most the acknowledgements of the last sync interval, which are sent again. Neither is the slot that is being
+//! synced, so that acknowledgements are written, and survive the process, however long the disk takes. The file has its
+//! full length from the beginning, so it is written on a full disk too. A file of two slots, as earlier versions made
+//! it, is read and grows.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,8 +21,10 @@ pub(crate) const NAME: &str = "acks";
 pub(crate) const NEW_NAME: &str = "acks.new";
 /// Bytes of one slot.
 const SLOT: usize = 32 * 1024;
+/// The durable one, the one that is being synced, and the one that is being written.
+const SLOTS: usize = 3;
 /// Bytes of the file.
-pub(crate) const FILE_LEN: u64 = 2 * SLOT as u64;
+pub(crate) const FILE_LEN: u64 = (SLOTS * SLOT) as u64;
 /// Consumers that a slot has room for.
 pub(crate) const MAX_CONSUMERS: usize = 16;
 const MAGIC: [u8; 4] = *b"FGAK";
@@ -163,8 +167,12 @@ pub(crate) struct AckFile {
     fs: Arc<dyn FileSystem>,
     dir: PathBuf,
     file: Arc<dyn File>,
-    /// Number of the slot that is known to be durable.
+    /// The slot that is known to be durable.
     durable: usize,
+    /// The slot that is being synced.
+    syncing: Option<usize>,
+    /// The slot written last.
+    written: usize,
     /// Counter of the last image written.
     counter: u64,
 }
@@ -179,7 +187,18 @@ impl AckFile {
         };
         let found = newest(&*file)?;
         Ok(found.map(|(durable, counter, image)| {
-            (Self { fs: fs.clone(), dir: dir.to_path_buf(), file, durable, counter }, image)
+            (
+                Self {
+                    fs: fs.clone(),
+                    dir: dir.to_path_buf(),
+                    file,
+                    durable,
+                    syncing: None,
+                    written: durable,
+                    counter,
+                },
+                image,
+            )
         }))
     }
 
@@ -208,33 +227,42 @@ impl AckFile {
         file.sync(point)?;
         fs.rename(&path, &dir.join(NAME))?;
         fs.sync_dir(dir, SyncPoint::AckDirectory)?;
-        Ok(Self { fs: fs.clone(), dir: dir.to_path_buf(), file, durable: 0, counter })
+        Ok(Self { fs: fs.clone(), dir: dir.to_path_buf(), file, durable: 0, syncing: None, written: 0, counter })
     }
 
-    /// Writes an image into the slot that may be overwritten. It survives the process from here on, and a power cut
-    /// after a sync of [`AckFile::file`] that is followed by [`AckFile::confirm`].
-    pub fn write(&mut self, image: &Image) -> io::Result<u64> {
+    /// Writes an image into a slot that may be overwritten. It survives the process from here on, and a power cut after
+    /// [`AckFile::begin_sync`], a sync of [`AckFile::file`] and [`AckFile::confirm`].
+    pub fn write(&mut self, image: &Image) -> io::Result<()> {
+        let taken = [Some(self.durable), self.syncing];
+        let free = |slot: &usize| !taken.contains(&Some(*slot));
+        // The one written last is left as it is when there is another, so that a torn write costs less.
+        let slot = (0..SLOTS).filter(free).min_by_key(|&slot| slot == self.written).unwrap_or(self.written);
         let data = encode(image, self.counter + 1);
         debug_assert!(data.len() <= SLOT);
-        self.file.write_at(&data, ((1 - self.durable) * SLOT) as u64)?;
+        self.file.write_at(&data, (slot * SLOT) as u64)?;
         self.counter += 1;
-        Ok(self.counter)
+        self.written = slot;
+        Ok(())
     }
 
-    /// The image with this counter is durable. Says whether it was still the last one written.
-    pub fn confirm(&mut self, counter: u64) -> bool {
-        let current = counter == self.counter;
-        if current {
-            self.durable = 1 - self.durable;
-        }
-        current
+    /// From here to [`AckFile::confirm`] what was written last is left as it is.
+    pub fn begin_sync(&mut self) {
+        self.syncing = Some(self.written);
     }
 
-    /// Writes and syncs at once. A file whose write or sync failed is not trusted again: a new one takes its place.
+    /// The sync of `file` that was begun has succeeded. Says whether the image became the durable one: not when another
+    /// file has taken its place, or a later image was saved meanwhile.
+    pub fn confirm(&mut self, file: &Arc<dyn File>) -> bool {
+        let synced = self.syncing.take_if(|_| Arc::ptr_eq(file, &self.file));
+        self.durable = synced.unwrap_or(self.durable);
+        synced.is_some()
+    }
+
+    /// Writes and syncs at once; a sync that was begun before is overtaken. A file whose write or sync failed is not
+    /// trusted again: a new one takes its place.
     pub fn save(&mut self, image: &Image, point: SyncPoint) -> io::Result<()> {
-        let written = self.write(image).and_then(|counter| self.file.sync(point).map(|()| counter));
-        match written {
-            Ok(counter) => _ = self.confirm(counter),
+        match self.write(image).and_then(|()| self.file.sync(point)) {
+            Ok(()) => (self.durable, self.syncing) = (self.written, None),
             Err(error) => {
                 tracing::warn!(%error, dir = %self.dir.display(), "the ack file cannot be written, making a new one");
                 self.replace(image, point)?;
@@ -278,7 +306,7 @@ pub(crate) fn newest(file: &dyn File) -> io::Result<Option<(usize, u64, Image)>>
         let (counter, image) = decode(content.get(number * SLOT..)?)?;
         Some((number, counter, image))
     };
-    Ok([slot(0), slot(1)].into_iter().flatten().max_by_key(|(_, counter, _)| *counter))
+    Ok((0..SLOTS).filter_map(slot).max_by_key(|(_, counter, _)| *counter))
 }
 
 const _: () = assert!(
@@ -315,18 +343,63 @@ mod tests {
         }
     }
 
+    fn read(fs: &Arc<dyn FileSystem>) -> Option<Image> {
+        AckFile::open(fs, Path::new("/")).unwrap().map(|(_, image)| image)
+    }
+
     #[test]
-    fn a_torn_slot_falls_back_to_the_durable_one() {
+    fn a_torn_slot_falls_back_to_the_one_before() {
         let fs: Arc<dyn FileSystem> = Arc::new(SimFs::new(1));
         let mut file = AckFile::create(&fs, Path::new("/"), &image(1), 1, SyncPoint::Opening).unwrap();
         file.save(&image(2), SyncPoint::Closing).unwrap();
         file.write(&image(3)).unwrap();
-        assert_eq!(AckFile::open(&fs, Path::new("/")).unwrap().unwrap().1, image(3));
-        let raw = fs.open(&Path::new("/").join(NAME), Open::ReadWrite).unwrap();
-        raw.write_at(b"torn", 60).unwrap();
-        assert_eq!(AckFile::open(&fs, Path::new("/")).unwrap().unwrap().1, image(2));
-        raw.write_at(b"torn", SLOT as u64 + 60).unwrap();
+        file.write(&image(4)).unwrap();
+        for expected in [4, 3, 2] {
+            assert_eq!(read(&fs), Some(image(expected)));
+            let raw = fs.open(&Path::new("/").join(NAME), Open::ReadWrite).unwrap();
+            let (slot, ..) = newest(&*raw).unwrap().unwrap();
+            raw.write_at(b"torn", (slot * SLOT) as u64 + 60).unwrap();
+        }
         assert!(AckFile::open(&fs, Path::new("/")).unwrap().is_none());
+    }
+
+    #[test]
+    fn writing_goes_on_while_a_slot_is_synced_and_leaves_it_alone() {
+        let fs: Arc<dyn FileSystem> = Arc::new(SimFs::new(1));
+        let mut file = AckFile::create(&fs, Path::new("/"), &image(1), 1, SyncPoint::Opening).unwrap();
+        file.write(&image(2)).unwrap();
+        file.begin_sync();
+        for next in 3..9 {
+            file.write(&image(next)).unwrap();
+            assert_eq!(read(&fs), Some(image(next)));
+        }
+        assert!(file.confirm(&file.file()));
+        file.write(&image(9)).unwrap();
+        // What was being synced is durable and stays, whatever becomes of the two others.
+        let raw = fs.open(&Path::new("/").join(NAME), Open::ReadWrite).unwrap();
+        for _ in 0..2 {
+            let (slot, ..) = newest(&*raw).unwrap().unwrap();
+            raw.write_at(b"torn", (slot * SLOT) as u64 + 60).unwrap();
+        }
+        assert_eq!(read(&fs), Some(image(2)));
+    }
+
+    #[test]
+    fn a_file_of_two_slots_is_read_and_grows() {
+        let fs: Arc<dyn FileSystem> = Arc::new(SimFs::new(1));
+        let raw = fs.open(&Path::new("/").join(NAME), Open::Create).unwrap();
+        let mut content = vec![0; 2 * SLOT];
+        for (slot, next) in [(0, 4), (1, 3)] {
+            let data = encode(&image(next), next);
+            content[slot * SLOT..slot * SLOT + data.len()].copy_from_slice(&data);
+        }
+        raw.write_at(&content, 0).unwrap();
+        let (mut file, found) = AckFile::open(&fs, Path::new("/")).unwrap().unwrap();
+        assert_eq!(found, image(4));
+        for next in 5..8 {
+            file.save(&image(next), SyncPoint::Closing).unwrap();
+            assert_eq!(read(&fs), Some(image(next)));
+        }
     }
 
     proptest! {

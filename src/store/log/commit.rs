@@ -51,7 +51,7 @@ pub(crate) struct State {
     unwritten_since: Option<u64>,
     acks_retry_at: u64,
     acks_synced_at: u64,
-    acks_in_flight: Option<u64>,
+    acks_in_flight: bool,
     /// The slot must be synced before something can be released.
     pub acks_urgent: bool,
     pub next_at_save: Seq,
@@ -81,9 +81,9 @@ impl State {
         self.bytes = 0;
     }
 
-    /// A slot of the ack file is being synced and must not be written.
+    /// A slot of the ack file is being synced.
     pub fn is_saving_acks(&self) -> bool {
-        self.acks_in_flight.is_some()
+        self.acks_in_flight
     }
 
     fn taken(&mut self) {
@@ -98,7 +98,7 @@ impl State {
 #[derive(Debug)]
 enum Work {
     Frames { dir: Option<PathBuf>, files: Vec<Arc<dyn File>>, upto: Seq },
-    Acks { file: Arc<dyn File>, counter: u64, image: Image },
+    Acks { file: Arc<dyn File>, image: Image },
     Spare { path: PathBuf, size: u64 },
     Reserve { path: PathBuf, size: u64 },
 }
@@ -164,9 +164,8 @@ impl LaneLog {
         let frames = self.commit.since.filter(|_| self.failed.is_none() && !self.commit.in_flight);
         let frames = frames.map(|since| since.saturating_add(self.commit_after()));
         let write = self.commit.unwritten_since.map(|since| since + ACK_WRITE_NS);
-        let sync = self.commit.acks_since.map(|since| since + ACK_SYNC_NS);
-        let acks = write.into_iter().chain(sync).min().filter(|_| self.commit.acks_in_flight.is_none());
-        let acks = acks.map(|at| at.max(self.commit.acks_retry_at));
+        let sync = self.commit.acks_since.map(|since| since + ACK_SYNC_NS).filter(|_| !self.commit.acks_in_flight);
+        let acks = write.into_iter().chain(sync).min().map(|at| at.max(self.commit.acks_retry_at));
         let retry = self.failed.as_ref().map(|f| f.retry_at);
         frames.into_iter().chain(acks).chain(retry).min()
     }
@@ -231,31 +230,29 @@ impl LaneLog {
             commit.acks_since.get_or_insert(now);
         }
         let since = commit.acks_since?;
-        if commit.acks_in_flight.is_some() || now < commit.acks_retry_at {
+        if now < commit.acks_retry_at {
             return None;
         }
         let rested = now.saturating_sub(commit.acks_synced_at) >= ACK_SYNC_MIN_NS;
-        let sync =
+        let due =
             commit.acks_urgent || low || now.saturating_sub(since) >= ACK_SYNC_NS || (commit.acks >= ACKS && rested);
+        // One sync at a time; what comes meanwhile is written beside it, so that it survives the process.
+        let sync = due && !commit.acks_in_flight;
         let aged = commit.unwritten_since.is_some_and(|since| now.saturating_sub(since) >= ACK_WRITE_NS);
         if !sync && !aged && commit.unwritten < ACK_WRITE {
             return None;
         }
         (commit.unwritten, commit.unwritten_since) = (0, None);
         let image = self.image(false, self.reservation());
-        let counter = match self.acks.write(&image) {
-            Ok(counter) => {
-                self.commit.noted_failing = image.degraded;
-                counter
-            }
-            Err(error) => {
-                self.replace_acks(&error, now);
-                return None;
-            }
-        };
+        if let Err(error) = self.acks.write(&image) {
+            self.replace_acks(&error, now);
+            return None;
+        }
+        self.commit.noted_failing = image.degraded;
         if !sync {
             return None;
         }
+        self.acks.begin_sync();
         self.counters.syncs += 1;
         self.counters.other_bytes += 4096;
         self.commit.acks = 0;
@@ -263,8 +260,8 @@ impl LaneLog {
         self.commit.acks_dirty = false;
         self.commit.acks_urgent = false;
         self.commit.acks_synced_at = now;
-        self.commit.acks_in_flight = Some(counter);
-        let work = Work::Acks { file: self.acks.file(), counter, image };
+        self.commit.acks_in_flight = true;
+        let work = Work::Acks { file: self.acks.file(), image };
         Some(Job { lane: self.lane, epoch: self.commit.epoch, work, result: Ok(()) })
     }
 
@@ -298,14 +295,12 @@ impl LaneLog {
                     Err(error) => self.fail("sync the log", &error),
                 }
             }
-            Work::Acks { counter, image, .. } => {
-                self.commit.acks_in_flight = None;
+            Work::Acks { file, image } => {
+                self.commit.acks_in_flight = false;
                 match job.result {
-                    Ok(()) => {
-                        if self.acks.confirm(counter) {
-                            self.saved(&image);
-                        }
-                    }
+                    // Another file may have taken its place, or a later image became durable meanwhile.
+                    Ok(()) if self.acks.confirm(&file) => self.saved(&image),
+                    Ok(()) => {}
                     Err(error) => self.replace_acks(&error, now),
                 }
             }

@@ -247,7 +247,7 @@ impl LaneLog {
         self.commit.acks_dirty = true;
         let image = self.image(false, self.reservation());
         match self.acks.write(&image) {
-            Ok(_) => self.commit.noted_failing = image.degraded,
+            Ok(()) => self.commit.noted_failing = image.degraded,
             Err(error) => {
                 tracing::warn!(lane = self.lane.as_str(), %error, "cannot note the segment that is being filled, trying again");
             }
@@ -296,7 +296,7 @@ impl LaneLog {
         }
         self.commit.acks_dirty = true;
         let image = self.image(false, self.reservation());
-        if !self.commit.is_saving_acks() && self.acks.write(&image).is_ok() {
+        if self.acks.write(&image).is_ok() {
             self.commit.noted_failing = self.failed.is_some();
         }
     }
