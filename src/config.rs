@@ -153,7 +153,9 @@ fn read(context: &Context<'_>, main_file: &Path, dir: &Path) -> Option<(Gateway,
     if root.has("defaults") && defaults.is_none() {
         root.error("defaults", "must be a table: write [defaults] on a line of its own");
     }
-    Some((gateway::read(&root, main_file), devices))
+    let gateway = gateway::read(&root, main_file);
+    device::firmware::check_broker(context, gateway.broker.is_some(), &devices.enabled);
+    Some((gateway, devices))
 }
 
 #[cfg(test)]

@@ -32,6 +32,6 @@ mod supervisor;
 mod update;
 
 pub use config::{ConfigError, DeviceConfig, DriverConfig, FASTEST, LinkKey, RateGroup, SLOWEST};
-pub use error::{IdentifyError, WriteDone, WriteError};
+pub use error::{ExchangeError, IdentifyError, WriteDone, WriteError};
 pub use supervisor::{Applied, Southbound};
 pub use update::{DeviceState, DeviceStats, Identity, PointResult, Scan, Update};

@@ -103,7 +103,7 @@ fn every_message_of_management_is_explained_and_its_examples_parse() {
         assert!(there || field.ends_with("_UNSPECIFIED"), "{shown} is not explained");
     }
     let examples: Vec<_> = text.split("```json ").skip(1).map(|e| e.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 6);
+    assert_eq!(examples.len(), 9);
     for example in examples {
         let (name, body) = example.split_once('\n').unwrap();
         let body = body.as_bytes();
@@ -117,6 +117,9 @@ fn every_message_of_management_is_explained_and_its_examples_parse() {
                 assert!(desired::parse_device(&settings, &profile()).is_ok());
             }
             "ReportedConfig" => drop(v1::ReportedConfig::decode_as(Encoding::Json, body).unwrap()),
+            "DesiredFirmware" => drop(v1::DesiredFirmware::decode_as(Encoding::Json, body).unwrap()),
+            "FirmwareRequest" => drop(v1::FirmwareRequest::decode_as(Encoding::Json, body).unwrap()),
+            "FirmwareStatus" => drop(v1::FirmwareStatus::decode_as(Encoding::Json, body).unwrap()),
             "DeviceClock" => drop(v1::DeviceClock::decode_as(Encoding::Json, body).unwrap()),
             other => panic!("{other}"),
         }

@@ -13,7 +13,10 @@
 //!
 //! The version of an image is its second line after `echo `, or its first 32 bytes: enough for a simulated device.
 //! Beginning the same artifact again (same size and digest) keeps what was received; another one starts from nothing.
+//! Function 43/14 reveals vendor, product and the running version. Every unit id reaches the same device, so that one socket
+//! can stand for a bus with a bus-mate on it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,6 +54,27 @@ pub enum Trouble {
     Refuses,
 }
 
+impl Trouble {
+    /// Troubles that can be asked for by name, and what they are called.
+    pub const NAMES: [(&'static str, Self); 6] = [
+        ("none", Self::None),
+        ("bad-memory", Self::BadMemory),
+        ("does-not-start", Self::DoesNotStart),
+        ("never-ready", Self::NeverReady),
+        ("busy", Self::Busy),
+        ("refuses", Self::Refuses),
+    ];
+}
+
+impl std::str::FromStr for Trouble {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, trouble)| *trouble);
+        found.ok_or_else(|| format!("one of {}", Self::NAMES.map(|(name, _)| name).join(", ")))
+    }
+}
+
 /// How the device begins.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -80,6 +104,8 @@ struct Device {
     trouble: Trouble,
     writes: usize,
     requests: usize,
+    /// Reads by unit id.
+    reads: BTreeMap<u8, usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +151,7 @@ impl FirmwareTarget {
             trouble: settings.trouble,
             writes: 0,
             requests: 0,
+            reads: BTreeMap::new(),
         }));
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, device.clone()));
@@ -149,6 +176,11 @@ impl FirmwareTarget {
     /// How many file records were written.
     pub fn writes(&self) -> usize {
         locked(&self.device).writes
+    }
+
+    /// How often registers were read under this unit id.
+    pub fn reads(&self, unit: u8) -> usize {
+        locked(&self.device).reads.get(&unit).copied().unwrap_or(0)
     }
 
     /// Changes what goes wrong.
@@ -180,7 +212,7 @@ async fn serve(mut socket: TcpStream, device: Arc<Mutex<Device>>) {
                 Ok(None) => break,
                 Err(_) => return,
             };
-            let reply = locked(&device).answer(&request.pdu);
+            let reply = locked(&device).answer(request.unit, &request.pdu);
             match reply {
                 Some(Reply::Pdu(pdu)) => {
                     let frame = encode(Framing::Tcp, request.transaction, request.unit, &pdu);
@@ -205,7 +237,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
 
 impl Device {
     /// `None` is silence.
-    fn answer(&mut self, pdu: &[u8]) -> Option<Reply> {
+    fn answer(&mut self, unit: u8, pdu: &[u8]) -> Option<Reply> {
         if self.silent_until.is_some_and(|until| tokio::time::Instant::now() < until) {
             return Some(Reply::Disconnect);
         }
@@ -215,6 +247,7 @@ impl Device {
         self.requests += 1;
         let function = *pdu.first()?;
         let exception = |code: u8| Reply::Pdu(vec![function | 0x80, code]);
+        *self.reads.entry(unit).or_default() += usize::from(function == 0x03);
         if self.trouble == Trouble::Busy && self.requests.is_multiple_of(3) {
             return Some(exception(6));
         }
@@ -223,6 +256,7 @@ impl Device {
             0x10 => self.write(pdu).map(Reply::Pdu),
             0x15 if self.trouble == Trouble::Refuses => None,
             0x15 => self.write_file(pdu),
+            0x2B if pdu.get(1) == Some(&0x0E) => Some(Reply::Pdu(self.identification())),
             _ => return Some(exception(1)),
         };
         Some(reply.unwrap_or_else(|| exception(2)))
@@ -245,6 +279,17 @@ impl Device {
             }
             _ => return None,
         })
+    }
+
+    fn identification(&self) -> Vec<u8> {
+        let objects = ["Simulated", "FW-1", self.running.version.as_str()];
+        let mut reply = vec![0x2B, 0x0E, 1, 1, 0, 0, objects.len() as u8];
+        for (id, text) in objects.iter().enumerate() {
+            let text = &text.as_bytes()[..text.len().min(64)];
+            reply.extend([id as u8, text.len() as u8]);
+            reply.extend(text);
+        }
+        reply
     }
 
     fn read(&self, pdu: &[u8]) -> Option<Vec<u8>> {

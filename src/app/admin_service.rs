@@ -136,7 +136,10 @@ impl AdminService {
         let asked =
             serde_json::from_value::<Question>(question).map_err(|e| format!("not a question about firmware: {e}"));
         let answer = match asked {
-            Ok(question) => self.firmware.ask(question, &format!("cli:uid={uid}")).await,
+            Ok(question) => {
+                let answer = self.firmware.ask(question, &format!("cli:uid={uid}")).await;
+                answer.map_err(|refusal| format!("{} ({})", refusal.message, refusal.code))
+            }
             Err(error) => Err(error),
         };
         match answer.and_then(|reply| serde_json::to_value(reply).map_err(|e| e.to_string())) {

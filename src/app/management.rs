@@ -33,6 +33,7 @@ pub use values::LastValues;
 use super::certificates::pki_config;
 use super::commands::ScaledWriter;
 use super::events::EventLog;
+use super::firmware::FirmwareDesk;
 use crate::config::Loaded;
 use crate::management::core::{Input, Settings};
 use crate::management::desired::Watcher;
@@ -61,6 +62,8 @@ pub struct Ground {
     pub fleet: Fleet,
     /// Writes through scaling and driver.
     pub writer: ScaledWriter,
+    /// Updates under way.
+    pub firmware: FirmwareDesk,
     /// Time.
     pub clock: SharedClock,
 }
@@ -70,7 +73,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
     let section = &loaded.gateway.management;
     let data_dir = loaded.gateway.identity.data_dir.clone();
     let unreadable = |reason| JournalError::Medium { act: "read", reason };
-    let Ground { store, board, events, watcher, fleet, writer, clock } = ground;
+    let Ground { store, board, events, watcher, fleet, writer, firmware, clock } = ground;
     let settings = Settings {
         gateway: loaded.gateway.identity.id.clone(),
         policy: Policy {
@@ -89,6 +92,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
         store: store.clone(),
         watcher: watcher.clone(),
         writer,
+        firmware,
         credentials: Arc::new(credentials),
         clock: clock.clone(),
     };

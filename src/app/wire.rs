@@ -171,6 +171,7 @@ impl Gateway {
             board: board.clone(),
             clock: clock.clone(),
         });
+        let (firmware_desk, firmware_questions) = firmware::desk();
         let ground = Ground {
             store: store.clone(),
             board: board.clone(),
@@ -178,6 +179,7 @@ impl Gateway {
             watcher: watcher.clone(),
             fleet: fleet.clone(),
             writer: writer.clone(),
+            firmware: firmware_desk.clone(),
             clock: clock.clone(),
         };
         let started = management::start(&loaded, ground).await;
@@ -199,7 +201,8 @@ impl Gateway {
         // From here on devices are polled.
         management::take_files(&management, &fleet, &loaded).await.map_err(|e| failed("device management")(&e))?;
         // And from here on clients are heard: before, no device was declared yet, and the wrong answer would have been final.
-        let requests = management::run_requests(command_service.clone(), management.clone(), asked, token.clone());
+        let (asks, changes) = (firmware_desk.clone(), management.clone());
+        let requests = management::run_requests(command_service.clone(), changes, asks, asked, token.clone());
         supervisor.spawn("requests", requests);
 
         // What people and systemd see.
@@ -232,12 +235,16 @@ impl Gateway {
             running,
             store: store.clone(),
             events: events.clone(),
+            board: board.clone(),
+            fleet: fleet.clone(),
+            broker: broker.clone(),
             health: health.clone(),
             restart,
             time: tls.time.clone(),
             clock: clock.clone(),
         };
-        let updates = firmware::start(&loaded.gateway, ground, &mut supervisor).map_err(|e| failed("firmware")(&e))?;
+        let started = firmware::start(&loaded.gateway, ground, firmware_questions, &mut supervisor);
+        started.map_err(|e| failed("firmware")(&e))?;
 
         // Reload and the local door.
         let (handle, reload_requests) = reload::channel();
@@ -253,7 +260,8 @@ impl Gateway {
             logs: telemetry.logs.clone(),
         });
         supervisor.spawn("reload", reload::run(reloader.clone(), reload_requests, token.clone()));
-        let service = AdminService::new(latest.clone(), health, handle, updates, management, command_service, results);
+        let service =
+            AdminService::new(latest.clone(), health, handle, firmware_desk, management, command_service, results);
         let service = Arc::new(service);
         // Open before the start is announced: who hears of it may ask at once. Without it the gateway runs all the same.
         let mut bound = admin::bind(&admin_path).ok();

@@ -42,6 +42,7 @@ pub enum FirmwareCommand {
         min_version: Option<Version>,
     },
     /// Offer an artifact to the gateway itself or to a device.
+    #[command(visible_alias = "set")]
     Offer {
         /// Signed manifest.
         manifest: PathBuf,
@@ -72,6 +73,15 @@ pub enum FirmwareCommand {
         /// Reject it instead.
         #[arg(long)]
         reject: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a job up, possible until its installation begins.
+    Abort {
+        /// `gateway` or the id of a device.
+        #[arg(default_value = "gateway")]
+        target: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -182,17 +192,20 @@ fn run(command: FirmwareCommand, gateway: &mut impl Requests) -> Result<String, 
             }
             Ok(told(&job, json))
         }
-        FirmwareCommand::Approve { target, reject, json } => {
-            let jobs = gateway.jobs(Some(&target)).map_err(CliError::Other)?;
-            let job = jobs.first().ok_or_else(|| CliError::Other(format!("nothing was offered for {target}")))?;
-            let job = gateway.decide(&target, &job.offer.id, !reject).map_err(CliError::Other)?;
-            Ok(told(&job, json))
-        }
+        FirmwareCommand::Approve { target, reject, json } => decide(gateway, &target, !reject, json),
+        FirmwareCommand::Abort { target, json } => decide(gateway, &target, false, json),
         FirmwareCommand::Status { target, json } => {
             let jobs = gateway.jobs(target.as_deref()).map_err(CliError::Other)?;
             Ok(status(&jobs, json))
         }
     }
+}
+
+fn decide(gateway: &mut impl Requests, target: &str, approve: bool, json: bool) -> Result<String, CliError> {
+    let jobs = gateway.jobs(Some(target)).map_err(CliError::Other)?;
+    let job = jobs.first().ok_or_else(|| CliError::Other(format!("nothing was offered for {target}")))?;
+    let job = gateway.decide(target, &job.offer.id, approve).map_err(CliError::Other)?;
+    Ok(told(&job, json))
 }
 
 fn keygen(path: &Path) -> Result<String, CliError> {
@@ -386,7 +399,10 @@ mod tests {
         assert!(run("offer DIR/fw.bin.manifest --url http://h/fw.bin").unwrap().contains("offered"));
         assert!(run("approve").unwrap().contains("approved"));
         assert!(run("status").unwrap().contains("2.0.0"));
-        assert!(run("offer DIR/fw.bin.manifest --upload DIR/fw.bin --json").unwrap().contains("\"approved\""));
+        assert!(run("abort").unwrap().contains("refused"));
+        assert!(
+            run("set DIR/fw.bin.manifest --for pump-1 --upload DIR/fw.bin --json").unwrap().contains("\"approved\"")
+        );
         assert!(gateway.bytes == artifact);
     }
 }

@@ -1,6 +1,7 @@
 //! Reads devices: `[defaults]` of the gateway, then the profile, then the device's own file, each laid on the one before.
 
 mod address;
+pub(super) mod firmware;
 mod layers;
 mod link;
 mod management;
@@ -97,7 +98,7 @@ fn read_device(
     reader.has("profile");
     reader.has("points");
     let modbus = modbus::read(&reader, file);
-    let mut managed = management::read(&reader, common.tier);
+    let mut managed = management::read(&reader, common.tier, profile_name(&own));
     let rows = layers.points(profile.as_deref(), &own);
     let points = checked_points(context, &rows, &common, &modbus);
     management::check(&reader, &mut managed, &points);
@@ -130,6 +131,14 @@ fn read_device(
         driver: DriverConfig::Modbus(modbus.with_points(points.into_iter().map(|p| p.driver).collect())?),
     };
     Some((checked, link_place, enabled))
+}
+
+/// The name that was looked up before; whatever else stands there was refused then.
+fn profile_name(own: &Table) -> Option<&str> {
+    match &own.get("profile")?.node {
+        Node::Text(name) => Some(name),
+        _ => None,
+    }
 }
 
 fn common(reader: &Reader<'_>) -> Common {

@@ -31,6 +31,9 @@ pub fn capabilities(device: &Device, profile: &Profile, identity: &Claim, now: S
     if profile.clock.is_some() {
         functions.push("time".to_owned());
     }
+    if profile.firmware {
+        functions.push("firmware".to_owned());
+    }
     v1::Capabilities {
         device: device.id.to_string(),
         vendor: identity.vendor.clone(),

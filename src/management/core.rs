@@ -4,6 +4,7 @@
 //! fails the core is thrown away and loaded again, exactly as after a crash.
 
 mod answers;
+mod carried;
 mod handover;
 mod meter;
 mod onboard;
@@ -25,6 +26,7 @@ use crate::contract::{timestamp, v1};
 use crate::model::{DeviceId, GatewayId, Stamp};
 pub use answers::Answer;
 use answers::Answers;
+use carried::carried_out;
 pub use meter::Counters;
 use meter::Meter;
 
@@ -60,6 +62,8 @@ pub enum Input {
     Files { devices: Vec<Declaration>, profiles: BTreeMap<String, Arc<Profile>> },
     /// Somebody asks.
     Request(Box<Request>),
+    /// A request that somebody else carried out, and what came of it: words when it was done.
+    Carried { request: Box<Request>, outcome: Result<String, Refusal> },
     /// A request that could not be parsed.
     Malformed { actor: Actor, refusal: Refusal },
     /// A polled device said who it is.
@@ -175,7 +179,8 @@ impl Core {
     fn take(&mut self, now: Stamp, input: Input, step: &mut Step) {
         match input {
             Input::Files { devices, profiles } => self.files(now, devices, profiles, step),
-            Input::Request(request) => self.request(now, *request, step),
+            Input::Request(request) => self.request(now, *request, None, step),
+            Input::Carried { request, outcome } => self.request(now, *request, Some(outcome), step),
             Input::Malformed { actor, refusal } => self.meter.malformed(now, &actor, &refusal, step),
             Input::Seen { device, claim } => self.lifecycle.seen(now, &device, claim, step),
             Input::Outcome { device, outcome } => self.lifecycle.outcome(now, &device, outcome, step),
@@ -321,7 +326,7 @@ impl Core {
         }
     }
 
-    fn request(&mut self, now: Stamp, request: Request, step: &mut Step) {
+    fn request(&mut self, now: Stamp, request: Request, carried: Option<Result<String, Refusal>>, step: &mut Step) {
         let Request { actor, ask } = request;
         let correlation_id = ask.correlation_id().into_owned();
         let cause = Cause { actor: actor.name.clone(), from: actor.from.clone(), correlation_id };
@@ -346,7 +351,7 @@ impl Core {
             }
             None => {}
         }
-        let done = self.perform(now, &actor, &ask, &cause, step);
+        let done = self.perform(now, &actor, &ask, &cause, carried, step);
         if let Err(refusal) = &done {
             self.meter.refused(now, &cause, &ask, refusal, step);
         }
@@ -369,6 +374,13 @@ impl Core {
             },
             Ask::Desire { target: Target::Gateway, .. } => self.roles.check(actor, Right::Gateway),
             Ask::Desire { .. } => self.roles.check(actor, Right::Configure),
+            Ask::Firmware { .. } if ask.action() == "firmware-request" => {
+                Err(Refusal::new("unknown-action", "`action` is approve, abort or chunk"))
+            }
+            Ask::Offer { target: Target::Gateway, .. } | Ask::Firmware { target: Target::Gateway, .. } => {
+                self.roles.check(actor, Right::Gateway)
+            }
+            Ask::Offer { .. } | Ask::Firmware { .. } => self.roles.check(actor, Right::Firmware),
             Ask::Manage { request, .. } if request.action == "claim" => Ok(()),
             Ask::Manage { request, .. } => match super::roles::right_of(&request.action) {
                 Some(right) => self.roles.check(actor, right),
@@ -386,9 +398,13 @@ impl Core {
         actor: &Actor,
         ask: &Ask,
         cause: &Cause,
+        carried: Option<Result<String, Refusal>>,
         step: &mut Step,
     ) -> Result<Done, Refusal> {
         match ask {
+            Ask::Offer { target, .. } | Ask::Firmware { target, .. } => {
+                carried_out(now, target, ask, cause, carried, step)
+            }
             Ask::Announce { device, announcement } => {
                 self.lifecycle.announce(now, device, actor, onboard::announced(announcement), cause, step)?;
                 let state = self.lifecycle.device(device).map_or_else(String::new, |r| r.state.to_string());

@@ -34,6 +34,7 @@ mod chunks;
 mod device;
 mod fetch;
 mod file_record;
+mod form;
 mod gateway;
 mod health;
 mod job;
@@ -55,6 +56,7 @@ pub use device::{DeviceInfo, DeviceRun, DeviceTarget, DeviceTransfer, TransferEr
 pub use fetch::HttpFetch;
 pub use fetch::{Fetch, FetchError, FileFetch, Piece};
 pub use file_record::{FileRecordProfile, FileRecordTransfer, PduLink};
+pub use form::{AnyTransfer, DeviceForm, Way};
 pub use gateway::GatewayTarget;
 pub use health::{HealthGate, HealthReport, HealthVerdict};
 pub use job::{Approval, Job, Offer, Source};

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::desired::Target;
 use super::lifecycle::sha256_hex;
-use crate::contract::{ContractMessage, DecodeError, Encoding, v1};
+use crate::contract::{ContractMessage, DecodeError, Encoding, topics, v1};
 use crate::model::DeviceId;
 
 /// Longest correlation id, in bytes.
@@ -48,6 +48,20 @@ pub enum Ask {
         /// What it says of itself.
         announcement: v1::Announcement,
     },
+    /// On `devices/{d}/firmware/desired` or `firmware/desired`.
+    Offer {
+        /// What shall be updated.
+        target: Target,
+        /// The offer.
+        desired: v1::DesiredFirmware,
+    },
+    /// On `devices/{d}/firmware/request` or `firmware/request`.
+    Firmware {
+        /// What is being updated.
+        target: Target,
+        /// What is asked.
+        request: v1::FirmwareRequest,
+    },
     /// On `devices/{d}/config/desired` or `config/desired`.
     Desire {
         /// Whose configuration.
@@ -59,12 +73,16 @@ pub enum Ask {
 
 impl Ask {
     /// Topics, relative to the root, that bring requests.
-    pub const FILTERS: [&str; 5] = [
+    pub const FILTERS: [&str; 9] = [
         "management/request",
         "config/desired",
         "devices/+/onboarding/request",
         "devices/+/onboarding/announce",
         "devices/+/config/desired",
+        "firmware/desired",
+        "firmware/request",
+        "devices/+/firmware/desired",
+        "devices/+/firmware/request",
     ];
 
     /// Reads a message that came on a topic relative to the root. `None` when the topic is no request of management, or
@@ -82,6 +100,8 @@ impl Ask {
             (["management", "request"], _) | (["devices", _, "onboarding", "request"], Some(_)) => Kind::Manage,
             (["devices", _, "onboarding", "announce"], Some(_)) => Kind::Announce,
             (["config", "desired"], _) | (["devices", _, "config", "desired"], Some(_)) => Kind::Desire,
+            (["firmware", "desired"], _) | (["devices", _, "firmware", "desired"], Some(_)) => Kind::Offer,
+            (["firmware", "request"], _) | (["devices", _, "firmware", "request"], Some(_)) => Kind::Firmware,
             _ => return None,
         };
         if payload.is_empty() {
@@ -99,6 +119,8 @@ impl Ask {
         match self {
             Ask::Manage { request, .. } => Cow::Borrowed(&request.correlation_id),
             Ask::Announce { announcement, .. } => Cow::Borrowed(&announcement.correlation_id),
+            Ask::Offer { desired, .. } => Cow::Borrowed(&desired.correlation_id),
+            Ask::Firmware { request, .. } => Cow::Borrowed(&request.correlation_id),
             Ask::Desire { document, .. } if document.correlation_id.is_empty() => {
                 Cow::Owned(format!("v{}", document.version))
             }
@@ -112,6 +134,13 @@ impl Ask {
             Ask::Manage { request, .. } => &request.action,
             Ask::Announce { .. } => "announce",
             Ask::Desire { .. } => "configure",
+            Ask::Offer { .. } => "firmware-offer",
+            Ask::Firmware { request, .. } => match request.action.as_str() {
+                "approve" => "firmware-approve",
+                "abort" => "firmware-abort",
+                "chunk" => "firmware-chunk",
+                _ => "firmware-request",
+            },
         }
     }
 
@@ -120,7 +149,7 @@ impl Ask {
         match self {
             Ask::Manage { device, .. } => device.as_ref(),
             Ask::Announce { device, .. } => Some(device),
-            Ask::Desire { target, .. } => target.device(),
+            Ask::Desire { target, .. } | Ask::Offer { target, .. } | Ask::Firmware { target, .. } => target.device(),
         }
     }
 
@@ -133,6 +162,9 @@ impl Ask {
             Ask::Manage { .. } => "management/result".to_owned(),
             Ask::Desire { target: Target::Device(d), .. } => format!("devices/{d}/config/result"),
             Ask::Desire { .. } => "config/result".to_owned(),
+            Ask::Offer { target, .. } | Ask::Firmware { target, .. } => {
+                topics::management_result(self.action(), target.device().map_or("", |device| device.as_str()))
+            }
         }
     }
 
@@ -143,6 +175,8 @@ impl Ask {
             Ask::Manage { request, .. } => serde_json::to_value(request),
             Ask::Announce { announcement, .. } => serde_json::to_value(announcement),
             Ask::Desire { document, .. } => serde_json::to_value(document),
+            Ask::Offer { desired, .. } => serde_json::to_value(desired),
+            Ask::Firmware { request, .. } => serde_json::to_value(request),
         };
         let text = value.map_or_else(|_| String::new(), |value| value.to_string());
         sha256_hex(format!("{}\n{text}", self.result_topic()).as_bytes())
@@ -156,18 +190,26 @@ enum Kind {
     Manage,
     Announce,
     Desire,
+    Offer,
+    Firmware,
 }
 
 impl Kind {
     fn decode(self, device: Option<DeviceId>, encoding: Encoding, payload: &[u8]) -> Result<Ask, DecodeError> {
+        let target = |device: Option<DeviceId>| device.map_or(Target::Gateway, Target::Device);
         Ok(match (self, device) {
+            (Kind::Offer, device) => {
+                Ask::Offer { target: target(device), desired: v1::DesiredFirmware::decode_as(encoding, payload)? }
+            }
+            (Kind::Firmware, device) => {
+                Ask::Firmware { target: target(device), request: v1::FirmwareRequest::decode_as(encoding, payload)? }
+            }
             (Kind::Announce, Some(device)) => {
                 Ask::Announce { device, announcement: v1::Announcement::decode_as(encoding, payload)? }
             }
-            (Kind::Desire, device) => Ask::Desire {
-                target: device.map_or(Target::Gateway, Target::Device),
-                document: v1::DesiredConfig::decode_as(encoding, payload)?,
-            },
+            (Kind::Desire, device) => {
+                Ask::Desire { target: target(device), document: v1::DesiredConfig::decode_as(encoding, payload)? }
+            }
             (Kind::Manage | Kind::Announce, device) => {
                 Ask::Manage { device, request: v1::ManagementRequest::decode_as(encoding, payload)? }
             }

@@ -165,6 +165,21 @@ impl Management {
         Ok(true)
     }
 
+    /// A request that somebody else carried out: its outcome is kept, audited and answered; `stored` is told once that is
+    /// durable.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn carried(
+        &self,
+        request: Request,
+        outcome: Result<String, Refusal>,
+        stored: Receipt,
+    ) -> Result<(), Stopped> {
+        let input = Input::Carried { request: Box::new(request), outcome };
+        self.messages.send(Message::Stored(Box::new(input), stored)).await.map_err(|_| Stopped)
+    }
+
     /// A request of the admin socket; gives its final answer.
     ///
     /// # Errors

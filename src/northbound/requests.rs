@@ -175,15 +175,10 @@ impl Gate {
 
     /// Device management reads the message itself; here only what must not get that far is refused.
     fn manage(&self, asked: ManagementTopic, inbound: Inbound, reply: Option<ReplyTo>) -> Outcome {
-        let ManagementTopic { topic, device, is_desired } = asked;
+        let result = asked.result();
+        let ManagementTopic { topic, device, is_desired, .. } = asked;
         let device = device.map_or_else(String::new, |d| d.to_string());
-        let action = if is_desired { "configure" } else { "" };
-        let answer = |correlation_id| Answer {
-            topic: topics::management_result(action, &device),
-            device: device.clone(),
-            correlation_id,
-            reply,
-        };
+        let answer = |correlation_id| Answer { topic: result, device, correlation_id, reply };
         let length = inbound.payload.len();
         if length > MAX_MANAGEMENT {
             let text = format!("the request has {length} bytes; at most {MAX_MANAGEMENT} are read");

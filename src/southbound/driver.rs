@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::model::{Reason, Value};
 
-use super::{DeviceConfig, Identity, PointResult, WriteDone, WriteError};
+use super::{DeviceConfig, ExchangeError, Identity, PointResult, WriteDone, WriteError};
 
 /// Why a request brought no valid reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +106,13 @@ pub trait Driver: Send + 'static {
         point: u32,
         value: &Value,
     ) -> impl Future<Output = Result<WriteDone, WriteError>> + Send;
+
+    /// Carries one request that somebody above put together in the protocol's own form, and gives the reply in the same
+    /// form. Sent once; the reply was checked against the request.
+    fn exchange(&mut self, slot: usize, request: &[u8]) -> impl Future<Output = Result<Vec<u8>, ExchangeError>> + Send {
+        let _ = (slot, request);
+        async { Err(ExchangeError::Unsupported("this protocol has none".to_owned())) }
+    }
 
     /// How long the device must be left alone because of its last failure, while others on the link go on.
     fn held(&self, slot: usize) -> Option<Duration> {

@@ -107,6 +107,32 @@ impl WriteError {
     }
 }
 
+/// Why a request of another protocol layer, such as a transfer of firmware, brought no reply.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExchangeError {
+    /// No such device runs.
+    #[error("device {0} is not polled; put it in service first")]
+    UnknownDevice(DeviceId),
+    /// The driver does not carry such a request.
+    #[error("this link does not carry such a request: {0}")]
+    Unsupported(String),
+    /// Too much waits for the link.
+    #[error("the link is busy; try again")]
+    Busy,
+    /// The link is down; nothing was sent.
+    #[error("nothing was sent, the link is down: {0}")]
+    LinkDown(String),
+    /// The device is off scan after repeated failures; nothing was sent.
+    #[error("nothing was sent, the device is off scan: {0}")]
+    OffScan(String),
+    /// It was sent, and no valid answer came: the device may have obeyed.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// The gateway stops, or the device's configuration changes.
+    #[error("the device is being stopped or reconfigured; try again")]
+    Stopped,
+}
+
 /// Why a device could not be asked what it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentifyError {

@@ -16,7 +16,9 @@ use crate::platform::clock::SharedClock;
 
 use super::driver::{Driver, Fault, Scope};
 use super::link::{Command, LinkTask};
-use super::{DeviceConfig, DriverConfig, IdentifyError, Identity, LinkKey, Update, WriteDone, WriteError};
+use super::{
+    DeviceConfig, DriverConfig, ExchangeError, IdentifyError, Identity, LinkKey, Update, WriteDone, WriteError,
+};
 
 /// Commands that may wait for one link.
 const COMMANDS: usize = 64;
@@ -138,6 +140,19 @@ impl Southbound {
     pub async fn hurry(&self, device: &DeviceId) -> bool {
         let Some(commands) = self.route(device).await else { return false };
         commands.try_send(Command::Hurry { device: device.clone() }).is_ok()
+    }
+
+    /// Carries one request in the protocol's own form (Modbus: function code and data) over the link that polls the device,
+    /// and gives the reply. Between two such requests every other device on the link that is due gets its turn.
+    pub async fn exchange(&self, device: &DeviceId, request: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+        let commands = self.route(device).await.ok_or_else(|| ExchangeError::UnknownDevice(device.clone()))?;
+        let (reply, outcome) = oneshot::channel();
+        let command = Command::Exchange { device: device.clone(), request, reply };
+        commands.try_send(command).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ExchangeError::Busy,
+            mpsc::error::TrySendError::Closed(_) => ExchangeError::Stopped,
+        })?;
+        outcome.await.unwrap_or(Err(ExchangeError::Stopped))
     }
 
     /// Asks a device what it is.

@@ -1,11 +1,14 @@
 //! `fieldgate-sim`: runs a simulated plant until it is interrupted.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use fieldgate_simulators::device::Source;
+use fieldgate_simulators::firmware_target::{self, FirmwareTarget, Trouble};
 use fieldgate_simulators::physics::{PumpStation, SIGNALS, Settings};
 use fieldgate_simulators::scenario::{Link, PUMP_STATION};
 use fieldgate_simulators::signal::Model;
@@ -36,6 +39,12 @@ struct Arguments {
     /// Ports that the system chooses, printed at the start.
     #[arg(long)]
     free_ports: bool,
+    /// Also runs a device that takes firmware by Modbus file records; it begins with version 1.0.0.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    firmware_device: Option<SocketAddr>,
+    /// What goes wrong with its updates: none, bad-memory, does-not-start, never-ready, busy or refuses.
+    #[arg(long, value_name = "WHAT", default_value = "none", requires = "firmware_device")]
+    firmware_trouble: Trouble,
 }
 
 fn main() -> ExitCode {
@@ -65,7 +74,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         return Ok(list(&scenario)?);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(play(scenario))
+    runtime.block_on(play(scenario, arguments))
 }
 
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -98,16 +107,23 @@ fn size(scenario: &Scenario) -> String {
 }
 
 /// Runs the plant until SIGINT or SIGTERM. The line `ready` tells scripts that every port is open.
-async fn play(scenario: Scenario) -> Result<(), Box<dyn std::error::Error>> {
+async fn play(scenario: Scenario, arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let heading = format!("{}: {}, seed {}", scenario.name, size(&scenario), scenario.seed);
     let plant = Plant::start(scenario).await?;
+    let updatable = match arguments.firmware_device {
+        Some(listen) => Some(firmware_device(listen, arguments.firmware_trouble).await?),
+        None => None,
+    };
     {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{heading}")?;
         for endpoint in plant.endpoints() {
             writeln!(out, "  {:<14} unit {:<3} {}", endpoint.device, endpoint.unit, place(&endpoint.link))?;
+        }
+        if let Some(device) = &updatable {
+            writeln!(out, "  {:<14} every unit modbus-tcp {}", "updatable", device.address())?;
         }
         writeln!(out, "ready")?;
         out.flush()?;
@@ -118,6 +134,11 @@ async fn play(scenario: Scenario) -> Result<(), Box<dyn std::error::Error>> {
     }
     plant.stop().await;
     Ok(())
+}
+
+async fn firmware_device(listen: SocketAddr, trouble: Trouble) -> std::io::Result<FirmwareTarget> {
+    let (version, restart) = ("1.0.0".to_owned(), Duration::from_secs(2));
+    FirmwareTarget::start(firmware_target::Settings { listen, version, restart, trouble }).await
 }
 
 fn place(link: &Link) -> String {

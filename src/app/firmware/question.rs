@@ -10,14 +10,14 @@ use crate::management::firmware::{Job, Offer};
 pub enum Question {
     /// Hands in an offer.
     Offer {
-        /// `gateway`.
+        /// `gateway` or the id of a device.
         target: String,
         /// What is offered.
         offer: Offer,
     },
     /// A part of an upload.
     Chunk {
-        /// `gateway`.
+        /// `gateway` or the id of a device.
         target: String,
         /// The job.
         id: String,
@@ -28,7 +28,7 @@ pub enum Question {
     },
     /// Approves or rejects.
     Decide {
-        /// `gateway`.
+        /// `gateway` or the id of a device.
         target: String,
         /// The job.
         id: String,

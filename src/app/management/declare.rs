@@ -52,7 +52,14 @@ pub fn profile(device: &Device) -> Profile {
         clock: device.management.clock.clone(),
         time: device.management.time,
         methods: device.management.methods.keys().cloned().collect(),
+        firmware: takes_firmware(device),
     }
+}
+
+/// Whether the gateway may update it: tier 1 devices keep their own management but for what they delegate.
+pub fn takes_firmware(device: &Device) -> bool {
+    let delegated = device.model.tier == Tier::Two || device.management.delegated.contains("firmware");
+    delegated && device.management.firmware.is_some()
 }
 
 /// What `effective` shows as the files' own.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::declare::profile;
+use super::declare::{profile, takes_firmware};
 use super::overlay::overlaid;
 use super::values::LastValues;
 use crate::app::commands::Scalings;
@@ -22,8 +22,10 @@ use crate::management::clock::ClockForm;
 use crate::management::command::CommandService;
 use crate::management::core::{Plan, PlannedDevice};
 use crate::management::desired::Target;
+use crate::management::firmware::DeviceForm;
 use crate::management::lifecycle::{Claim, Mode};
 use crate::management::permit::CommandRules;
+use crate::management::request::Refusal;
 use crate::model::{self, DeviceId};
 use crate::northbound::{Directory, StateBoard};
 use crate::pipeline::DevicePipeline;
@@ -123,15 +125,40 @@ impl Fleet {
         let points = files.devices.get(device).map(|d| d.model.points.clone());
         let board = &self.0.parts.board;
         points.iter().flat_map(|p| p.iter()).for_each(|p| board.clear(&topics::point(device.as_str(), p.id.as_str())));
-        for topic in [topics::capabilities(device), topics::config_desired(device), topics::device_time(device)] {
-            board.clear(&topic);
-        }
+        let wanted = [topics::config_desired(device), topics::firmware_desired(device.as_str())];
+        let told =
+            [topics::capabilities(device), topics::device_time(device), topics::firmware_status(device.as_str())];
+        wanted.iter().chain(&told).for_each(|topic| board.clear(topic));
         board.clear(&Target::Device(device.clone()).topic());
     }
 
     /// How it holds its clock.
     pub fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {
         self.files().devices.get(device)?.management.clock.clone()
+    }
+
+    /// How it takes firmware.
+    ///
+    /// # Errors
+    /// Why it takes none here.
+    pub fn firmware(&self, device: &DeviceId) -> Result<DeviceForm, Refusal> {
+        let files = self.files();
+        let known = files.devices.get(device).ok_or_else(|| Refusal::unknown_device(device))?;
+        let form = known.management.firmware.clone().ok_or_else(|| {
+            let text = format!("{device} does not say how it takes firmware; add [firmware] to its file or profile");
+            Refusal::new("no-firmware", text)
+        })?;
+        if !takes_firmware(known) {
+            let text = format!("{device} is a tier 1 device that did not delegate `firmware`; see its file");
+            return Err(Refusal::new("not-delegated", text));
+        }
+        Ok(form)
+    }
+
+    /// Whether it is in service and shows the identity that was approved.
+    pub async fn is_trusted(&self, device: &DeviceId) -> bool {
+        let running = self.0.running.lock().await;
+        running.iter().any(|run| run.device.model.id == *device && run.mode == Mode::Trusted)
     }
 
     /// What is known of a device in this run is forgotten.

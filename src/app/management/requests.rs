@@ -1,8 +1,9 @@
-//! Requests of the sessions on their way to the command desk or to device management.
+//! Requests of the sessions on their way to the command desk, to the firmware desk or to device management.
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::firmware::{FirmwareDesk, FirmwareRequests, is_about_firmware};
 use crate::management::command::{CommandRequest, CommandService, Receipt};
 use crate::management::request::Actor;
 use crate::management::roles::Right;
@@ -17,9 +18,11 @@ const DEVICE: &str = "device:";
 pub async fn run(
     commands: CommandService,
     management: Management,
+    firmware: FirmwareDesk,
     mut requests: mpsc::Receiver<Request>,
     token: CancellationToken,
 ) -> Result<(), String> {
+    let mut firmware = FirmwareRequests::new(firmware, management.clone());
     loop {
         let request = tokio::select! {
             () = token.cancelled() => return Ok(()),
@@ -36,6 +39,11 @@ pub async fn run(
                 let forbidden = may.map_err(|e| e.to_string())?.err().map(|refusal| refusal.message);
                 let request = CommandRequest { device, command, actor: origin.actor(), forbidden };
                 commands.submit(request, Receipt::new(move || receipt.accept())).await.map_err(|e| e.to_string())
+            }
+            RequestKind::Management { topic, encoding, payload } if is_about_firmware(&topic) => {
+                let stored = Receipt::new(move || receipt.accept());
+                let taken = firmware.take(actor(&origin), &topic, encoding, &payload, stored).await;
+                taken.map_err(|e| e.to_string())
             }
             RequestKind::Management { topic, encoding, payload } => {
                 let stored = Receipt::new(move || receipt.accept());

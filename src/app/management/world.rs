@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::credentials::Credentials;
 use super::fleet::Fleet;
 use crate::app::commands::{COMMANDS, ScaledWriter};
+use crate::app::firmware::FirmwareDesk;
 use crate::management::clock::ClockForm;
 use crate::management::command::DeviceWriter;
 use crate::management::core::Plan;
@@ -51,6 +52,8 @@ pub struct Plant {
     pub watcher: Watcher,
     /// Writes through scaling and driver.
     pub writer: ScaledWriter,
+    /// Updates under way.
+    pub firmware: FirmwareDesk,
     /// Certificates of devices that connect by themselves.
     pub credentials: Arc<Credentials>,
     /// Time.
@@ -90,6 +93,7 @@ impl World for Plant {
 
     async fn erase(&self, device: &DeviceId, _data: bool) -> Result<Vec<String>, String> {
         self.fleet.forget(device);
+        self.firmware.forget(device).await?;
         self.fleet.clear_topics(device);
         let state = self.store.state();
         let commands = state.scan(COMMANDS, format!("{device}/").as_bytes()).map_err(|e| e.to_string())?;
@@ -97,7 +101,12 @@ impl World for Plant {
             let delete = |(key, _): &(Bytes, Bytes)| Op::Delete { tree: COMMANDS.to_owned(), key: key.clone() };
             state.batch(some.iter().map(delete).collect()).await.map_err(|e| e.to_string())?;
         }
-        Ok(vec!["retained topics".to_owned(), "configuration".to_owned(), "results of commands".to_owned()])
+        Ok(vec![
+            "retained topics".to_owned(),
+            "configuration".to_owned(),
+            "firmware job".to_owned(),
+            "results of commands".to_owned(),
+        ])
     }
 
     fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {

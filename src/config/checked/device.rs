@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::management::clock::ClockForm;
 use crate::management::desired::{Interlock, TimeSettings};
+use crate::management::firmware::DeviceForm;
 use crate::management::permit::MethodWrite;
 use crate::model;
 use crate::pipeline::{BatchLimits, PointRule};
@@ -44,6 +45,8 @@ pub struct DeviceManagement {
     pub time: Option<TimeSettings>,
     /// Lists of writes by name.
     pub methods: BTreeMap<String, Vec<MethodWrite>>,
+    /// How it takes firmware.
+    pub firmware: Option<DeviceForm>,
     /// Points whose writes need two steps.
     pub critical: BTreeSet<String>,
     /// Conditions of writes, by point.

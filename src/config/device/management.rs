@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::DAY;
+use super::firmware;
 use super::point::CheckedPoint;
 use crate::config::checked::DeviceManagement;
 use crate::config::reader::Reader;
@@ -30,16 +31,23 @@ enum Form {
 }
 
 /// Everything but what stands with the points.
-pub(super) fn read(device: &Reader<'_>, tier: Tier) -> DeviceManagement {
+pub(super) fn read(device: &Reader<'_>, tier: Tier, profile: Option<&str>) -> DeviceManagement {
     // Whoever declares a writable point wants it written.
     let usual = match tier {
         Tier::One => BTreeSet::from(["command"]),
         Tier::Two => FUNCTIONS.iter().map(|(name, _)| *name).collect(),
     };
     let delegated = device.list("delegated", choice(FUNCTIONS)).map(|list| list.into_iter().collect());
+    let delegated: BTreeSet<_> = delegated.unwrap_or(usual);
+    let firmware = device.table("firmware", "device.firmware").and_then(|r| firmware::read(&r, profile));
+    if firmware.is_some() && tier == Tier::One && !delegated.contains("firmware") {
+        let text = "is not used: a tier 1 device has to delegate it, delegated = [\"command\", \"firmware\"]";
+        device.warn("firmware", text);
+    }
     DeviceManagement {
         fingerprint: device.optional("fingerprint", line(1_000)),
-        delegated: delegated.unwrap_or(usual),
+        delegated,
+        firmware,
         clock: device.table("clock", "device.clock").and_then(|r| clock(&r)),
         time: device.table("time", "device.time").map(|r| time(&r)),
         methods: methods(device),

@@ -38,4 +38,6 @@ pub struct Profile {
     pub time: Option<TimeSettings>,
     /// Methods of the device's type.
     pub methods: BTreeSet<String>,
+    /// Whether it takes firmware here.
+    pub firmware: bool,
 }

@@ -172,7 +172,14 @@ impl<T: DeviceTransfer> Target for DeviceTarget<T> {
         let now = self.clock.mono_ns();
         let since = *self.proving_since_ns.get_or_insert(now);
         let over = now.saturating_sub(since) >= self.within.as_nanos() as u64;
-        let info = self.transfer.info().await.map_err(failed)?;
+        let info = match self.transfer.info().await {
+            Err(TransferError::NoAnswer(reason)) if over => {
+                (self.proving_since_ns, self.taken_back) = (None, false);
+                let reason = format!("it has not answered for {:?} after the update: {reason}", self.within);
+                return Err(TargetError::Permanent { code: "no-answer", reason });
+            }
+            info => info.map_err(failed)?,
+        };
         let is_new = Version::parse(&job.version).is_ok_and(|version| version == info.version);
         let verdict = match &info.run {
             DeviceRun::Failed(reason) if !is_new => {
@@ -183,7 +190,8 @@ impl<T: DeviceTransfer> Target for DeviceTarget<T> {
             _ if is_new => {
                 // It runs, but does not come to rest: back to what worked.
                 self.transfer.roll_back(job).await.map_err(failed)?;
-                self.taken_back = true;
+                // Going back takes time, too.
+                (self.taken_back, self.proving_since_ns) = (true, Some(now));
                 Proof::Waiting("the device was told to go back".to_owned())
             }
             _ => rolled_back("no-proof", format!("the device still runs {} after {:?}", info.version, self.within)),

@@ -57,6 +57,30 @@ impl FileJournal {
         Ok(Self { directory: directory.to_owned(), disk })
     }
 
+    /// Targets that have a job.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn targets(&self) -> Result<Vec<String>, JournalError> {
+        let failed = |source| JournalError { act: "list", path: self.directory.clone(), source };
+        let mut targets = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            targets.extend(name.to_str().and_then(|name| name.strip_suffix(".json")).map(str::to_owned));
+        }
+        targets.sort();
+        Ok(targets)
+    }
+
+    /// Forgets the job of a target; durable when this returns `Ok`.
+    ///
+    /// # Errors
+    /// When it may still be there.
+    pub fn forget(&self, target: &str) -> Result<(), JournalError> {
+        let path = self.path(target);
+        self.disk.remove(&path).map_err(|source| JournalError { act: "remove", path, source })
+    }
+
     fn path(&self, target: &str) -> PathBuf {
         self.directory.join(format!("{target}.json"))
     }

@@ -2,6 +2,9 @@
 
 use super::{Manifest, SignedManifest, TrustedKeys, Version};
 
+/// Code of a job that somebody rejected.
+pub(super) const REJECTED: &str = "rejected";
+
 /// Why an artifact is not installed. [`Refusal::code`] is stable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -106,7 +109,7 @@ impl Refusal {
             Self::Truncated { .. } => "truncated",
             Self::TooLong(_) => "too-long",
             Self::WrongDigest { .. } => "wrong-digest",
-            Self::Rejected { .. } => "rejected",
+            Self::Rejected { .. } => REJECTED,
             Self::Busy(_) => "busy",
             Self::OutOfOrder { .. } => "out-of-order",
         }

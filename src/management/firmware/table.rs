@@ -24,7 +24,7 @@ pub enum Stage {
     Done,
     /// It was not healthy; the old one runs again.
     RolledBack,
-    /// It could not be fetched or installed; the old one runs on.
+    /// It could not be fetched or installed, and the old one runs on; or the device fell silent, and nobody can say what runs.
     Failed,
     /// It was not let in.
     Refused,
@@ -55,7 +55,7 @@ pub enum Event {
     Healthy,
     /// It does not.
     Unhealthy,
-    /// It cannot be fetched or installed, for good.
+    /// It cannot be fetched or installed, for good, or the target is silent after it.
     Fail,
 }
 
@@ -75,7 +75,7 @@ const fn row(from: Stage, event: Event, to: Stage) -> Transition {
 }
 
 /// Everything that is possible. What is not here is refused.
-pub const TABLE: [Transition; 24] = [
+pub const TABLE: [Transition; 25] = [
     row(Stage::Idle, Event::Offer, Stage::Offered),
     row(Stage::Done, Event::Offer, Stage::Offered),
     row(Stage::RolledBack, Event::Offer, Stage::Offered),
@@ -100,6 +100,7 @@ pub const TABLE: [Transition; 24] = [
     row(Stage::Installing, Event::Fail, Stage::Failed),
     row(Stage::Proving, Event::Healthy, Stage::Done),
     row(Stage::Proving, Event::Unhealthy, Stage::RolledBack),
+    row(Stage::Proving, Event::Fail, Stage::Failed),
 ];
 
 impl Stage {

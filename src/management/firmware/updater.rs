@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::artifact::{Incoming, check_file};
 use super::fetch::{Fetch, FetchError};
 use super::plan::{Action, plan};
-use super::refusal::{Policy, admit};
+use super::refusal::{Policy, REJECTED, admit};
 use super::table::{Event, Stage, next};
 use super::{Approval, Job, Journal, JournalError, Offer, Refusal, SignedManifest, Source, Version, Window};
 use crate::platform::clock::SharedClock;
@@ -191,7 +191,7 @@ impl<T: Target, F: Fetch, J: Journal> Updater<T, F, J> {
     /// # Errors
     /// Why it is refused; nothing is changed then.
     pub async fn offer(&mut self, offer: Offer) -> Result<&Job, FirmwareError> {
-        if self.job.as_ref().is_some_and(|job| job.offer.id == offer.id) {
+        if self.job.as_ref().is_some_and(|job| job.offer == offer) {
             return self.job.as_ref().ok_or_else(|| FirmwareError::NoJob(self.config.target.clone()));
         }
         let stage = self.stage();
@@ -236,12 +236,15 @@ impl<T: Target, F: Fetch, J: Journal> Updater<T, F, J> {
         self.moved(Job { approval: Some(approval), ..job }, Event::Approve)
     }
 
-    /// Rejects the job `id`, possible until its installation begins.
+    /// Rejects the job `id`, possible until its installation begins. Doing it twice changes nothing.
     ///
     /// # Errors
     /// When there is no such job, or it is too late.
     pub fn reject(&mut self, id: &str, who: &str) -> Result<&Job, FirmwareError> {
         let job = self.expect(id)?.clone();
+        if job.stage == Stage::Refused && job.code.as_deref() == Some(REJECTED) {
+            return self.expect(id);
+        }
         (self.incoming, self.fetching) = (None, false);
         self.ended(job, Event::Reject, &Refusal::Rejected { who: who.to_owned() })
     }
@@ -452,7 +455,8 @@ impl<T: Target, F: Fetch, J: Journal> Updater<T, F, J> {
                 Ok(None)
             }
             Ok(Proof::Waiting(_)) | Err(TargetError::Transient(_)) => Ok(Some(PROVE_EVERY)),
-            Err(error) => {
+            Err(TargetError::Permanent { code, reason }) => self.fail(job, code, &reason),
+            Err(error @ TargetError::Mismatch(_)) => {
                 let after = Job { code: Some("unhealthy".to_owned()), reason: Some(error.to_string()), ..job.clone() };
                 self.moved(after, Event::Unhealthy)?;
                 self.tidy(&job);

@@ -1,4 +1,4 @@
-//! What others ask of a link: writes, identification, another set of devices.
+//! What others ask of a link: writes, identification, requests in the protocol's own form, another set of devices.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tracing::info;
 use crate::model::{DeviceId, Reason, Value};
 
 use super::super::driver::{Driver, Fault, Scope};
-use super::super::{DeviceConfig, IdentifyError, Identity, WriteDone, WriteError};
+use super::super::{DeviceConfig, ExchangeError, IdentifyError, Identity, WriteDone, WriteError};
 use super::LinkTask;
 
 /// Commands that may wait for a link.
@@ -21,6 +21,8 @@ pub(in super::super) enum Command {
     Write { device: DeviceId, point: u32, value: Value, reply: oneshot::Sender<Result<WriteDone, WriteError>> },
     /// Ask a device what it is.
     Identify { device: DeviceId, reply: oneshot::Sender<Result<Identity, IdentifyError>> },
+    /// Carry one request in the protocol's own form.
+    Exchange { device: DeviceId, request: Vec<u8>, reply: oneshot::Sender<Result<Vec<u8>, ExchangeError>> },
     /// Read the points of a device soon, whenever they are due.
     Hurry { device: DeviceId },
     /// Serve exactly these devices from now on; those that are the same go on undisturbed.
@@ -30,7 +32,9 @@ pub(in super::super) enum Command {
 impl Command {
     fn is_for(&self, id: &DeviceId) -> bool {
         match self {
-            Command::Write { device, .. } | Command::Identify { device, .. } => device == id,
+            Command::Write { device, .. } | Command::Identify { device, .. } | Command::Exchange { device, .. } => {
+                device == id
+            }
             Command::Devices { .. } | Command::Hurry { .. } => false,
         }
     }
@@ -75,9 +79,11 @@ impl<D: Driver> LinkTask<D> {
         }
     }
 
-    /// The next command to obey: writes first. One for a device that must be left alone waits until it need not.
+    /// The next command to obey: writes first. One for a device that must be left alone waits until it need not. After a
+    /// foreign request whatever is due is read first: a transfer of firmware is long, and the others must not notice it.
     pub(super) fn next_command(&mut self) -> Option<Command> {
-        let free = |command: &Command| self.held(command).is_none();
+        let after = |command: &Command| self.owes_turn && matches!(command, Command::Exchange { .. });
+        let free = |command: &Command| self.held(command).is_none() && !after(command);
         let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }) && free(command));
         let next = write.or_else(|| self.waiting.iter().position(free))?;
         self.waiting.remove(next)
@@ -89,7 +95,11 @@ impl<D: Driver> LinkTask<D> {
     }
 
     fn held(&self, command: &Command) -> Option<Duration> {
-        let (Command::Write { device, .. } | Command::Identify { device, .. }) = command else { return None };
+        let (Command::Write { device, .. } | Command::Identify { device, .. } | Command::Exchange { device, .. }) =
+            command
+        else {
+            return None;
+        };
         let slot = self.slot_where(|run| run.id() == device)?;
         if self.down.is_some() || self.devices[slot].as_ref().is_some_and(|run| run.breaker.is_open()) {
             return None;
@@ -108,7 +118,13 @@ impl<D: Driver> LinkTask<D> {
                 let outcome = self.identify_now(device).await;
                 let _ = reply.send(outcome);
             }
-            Command::Write { .. } | Command::Identify { .. } | Command::Hurry { .. } => {}
+            Command::Exchange { device, request, reply } if !reply.is_closed() => {
+                let outcome = self.exchange(&device, &request).await;
+                // A transfer that was given up needs no answer: every request of it may come again.
+                let _ = reply.send(outcome);
+                self.owes_turn = true;
+            }
+            Command::Write { .. } | Command::Identify { .. } | Command::Exchange { .. } | Command::Hurry { .. } => {}
             Command::Devices { devices, .. } => self.set_devices(devices),
         }
     }
@@ -164,6 +180,40 @@ impl<D: Driver> LinkTask<D> {
             Err(_) => return,
         }
         self.schedule.hurry(slot, now);
+    }
+
+    async fn exchange(&mut self, id: &DeviceId, request: &[u8]) -> Result<Vec<u8>, ExchangeError> {
+        let slot = self.slot_where(|device| device.id() == id);
+        let slot = slot.ok_or_else(|| ExchangeError::UnknownDevice(id.clone()))?;
+        let device = self.device(slot);
+        if device.breaker.is_open() {
+            return Err(ExchangeError::OffScan(device.state.reason().unwrap_or("repeated failures").to_owned()));
+        }
+        if let Some(down) = &self.down {
+            return Err(ExchangeError::LinkDown(down.reason.clone()));
+        }
+        let outcome = self.driver.exchange(slot, request).await;
+        self.count();
+        let at = self.clock.now();
+        let device = self.device(slot);
+        match &outcome {
+            Ok(_) => {
+                device.stats.requests += 1;
+                device.stats.replies += 1;
+                device.stats.last_reply = Some(at);
+                device.breaker.success();
+            }
+            Err(ExchangeError::LinkDown(text)) => {
+                self.link_down(&Fault { scope: Scope::Link, reason: Reason::LinkDown, text: text.clone() });
+            }
+            Err(ExchangeError::NoAnswer(text)) => {
+                device.stats.requests += 1;
+                device.stats.failures += 1;
+                self.failed(slot, &Fault { scope: Scope::Device, reason: Reason::Timeout, text: text.clone() });
+            }
+            Err(_) => {}
+        }
+        outcome
     }
 
     async fn identify_now(&mut self, id: DeviceId) -> Result<Identity, IdentifyError> {

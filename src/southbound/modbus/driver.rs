@@ -9,7 +9,7 @@ use tracing::{debug, info};
 
 use crate::model::{Access, Reason, Value};
 use crate::southbound::driver::{Answer, Driver, Fault, Scope, Tally};
-use crate::southbound::{DeviceConfig, DriverConfig, Identity, PointResult, WriteDone, WriteError};
+use crate::southbound::{DeviceConfig, DriverConfig, ExchangeError, Identity, PointResult, WriteDone, WriteError};
 
 use super::client::{CallError, Client};
 use super::identify::{self, Next, Walk};
@@ -155,6 +155,11 @@ impl Driver for ModbusDriver {
                     Next::Ask(next) => ask = next,
                     Next::Done => break,
                 },
+                // It has no time; that is not to say that it does not know.
+                Ok(Reply::Exception(refusal)) if refusal.is_busy() && !walk.has_objects() => {
+                    let (scope, reason) = (Scope::Device, Reason::DeviceException);
+                    return Err(Fault { scope, reason, text: refusal.text() });
+                }
                 Ok(_) => break,
                 // What was told before the device fell silent is still true.
                 Err(_) if walk.has_objects() => break,
@@ -251,6 +256,19 @@ impl Driver for ModbusDriver {
         let config = unit.config.clone();
         let mut writer = write::Writer { client: &mut self.client, config: &config, mask_write: &mut unit.mask_write };
         writer.write(&config.points[point as usize], value).await
+    }
+
+    async fn exchange(&mut self, slot: usize, pdu: &[u8]) -> Result<Vec<u8>, ExchangeError> {
+        let known = "only functions 3, 16 and 21 in their one form are carried";
+        let request = Request::read_pdu(pdu).ok_or_else(|| ExchangeError::Unsupported(known.to_owned()))?;
+        let config = self.unit(slot).config.clone();
+        let limit = limit(&self.client, &config, &request);
+        match self.client.call(config.unit, &request, limit).await {
+            Ok(reply) => Ok(request.write_pdu(reply)),
+            Err(error @ CallError::Connect { .. }) => Err(ExchangeError::LinkDown(error.to_string())),
+            Err(error @ (CallError::Held(_) | CallError::Unsure(_))) => Err(ExchangeError::OffScan(error.to_string())),
+            Err(error) => Err(ExchangeError::NoAnswer(error.to_string())),
+        }
     }
 
     fn held(&self, slot: usize) -> Option<Duration> {

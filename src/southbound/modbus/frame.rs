@@ -117,7 +117,7 @@ fn decode_rtu(octets: &[u8]) -> Result<Option<Frame>, FrameError> {
 fn rtu_pdu_length(octets: &[u8]) -> Result<Option<usize>, FrameError> {
     let Some(&function) = octets.get(1) else { return Ok(None) };
     Ok(match function {
-        1..=4 | 17 | 23 => octets.get(2).map(|&count| 2 + usize::from(count)),
+        1..=4 | 17 | 21 | 23 => octets.get(2).map(|&count| 2 + usize::from(count)),
         5 | 6 | 8 | 15 | 16 => Some(5),
         22 => Some(7),
         43 => device_id_length(octets.get(1..).unwrap_or_default()),

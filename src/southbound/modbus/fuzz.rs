@@ -56,6 +56,7 @@ pub fn fuzz_pdu(data: &[u8]) {
         Request::WriteRegisters { address: 1, data: &written },
         Request::MaskRegister { address: 1, and: 1, or: 2 },
         Request::WriteAndRead { address: 1, data: &written },
+        Request::WriteFile { records: &[6, 0, 1, 0, 0, 0, 1, 0x12, 0x34] },
     ] {
         let _ = request.parse(data);
     }

@@ -64,6 +64,11 @@ pub enum Request<'a> {
         /// 1 to 121 registers.
         data: &'a [u8],
     },
+    /// FC 21: the octets behind the function code and their count, as somebody else put them together.
+    WriteFile {
+        /// One or more records: reference type 6, file, record and length in registers, data. At most 251 octets.
+        records: &'a [u8],
+    },
     /// FC 43/14.
     DeviceId {
         /// 1 basic, 2 regular, 3 extended.
@@ -121,6 +126,11 @@ impl Exception {
         format!("exception {} ({name})", self.0)
     }
 
+    /// The device has no time now, and says nothing about the request.
+    pub const fn is_busy(self) -> bool {
+        matches!(self.0, 5 | 6)
+    }
+
     /// A gateway on the way says that the device itself did not answer.
     pub const fn is_no_answer(self) -> bool {
         matches!(self.0, 10 | 11)
@@ -165,6 +175,7 @@ impl Request<'_> {
             Request::WriteCoils { .. } => 15,
             Request::WriteRegisters { .. } => 16,
             Request::ServerId => 17,
+            Request::WriteFile { .. } => 21,
             Request::MaskRegister { .. } => 22,
             Request::WriteAndRead { .. } => 23,
             Request::DeviceId { .. } => 43,
@@ -204,6 +215,10 @@ impl Request<'_> {
                 out.extend_from_slice(data);
             }
             Request::ServerId => {}
+            Request::WriteFile { records } => {
+                out.push(octets(records));
+                out.extend_from_slice(records);
+            }
             Request::MaskRegister { address, and, or } => {
                 word(address);
                 word(and);
@@ -226,6 +241,7 @@ impl Request<'_> {
         match self {
             Request::WriteRegisters { data, .. } => 6 + data.len(),
             Request::WriteAndRead { data, .. } => 10 + data.len(),
+            Request::WriteFile { records } => 2 + records.len(),
             Request::WriteCoils { .. } | Request::MaskRegister { .. } => 7,
             Request::DeviceId { .. } => 4,
             Request::ServerId => 1,
@@ -240,9 +256,47 @@ impl Request<'_> {
         match *self {
             Request::Read { table, count, .. } => 2 + data_octets(table, count),
             Request::WriteAndRead { data, .. } => 2 + data.len(),
+            Request::WriteFile { records } => 2 + records.len(),
             Request::MaskRegister { .. } => 7,
             Request::DeviceId { .. } | Request::ServerId => MAX_PDU,
             _ => 5,
+        }
+    }
+
+    /// Reads a PDU that somebody else put together: FC 3, 16 or 21, as transfers of firmware use them. `None` for any other
+    /// function, and for one that is not well formed.
+    pub fn read_pdu(pdu: &[u8]) -> Option<Request<'_>> {
+        let word = |at: usize| Some(u16::from_be_bytes([*pdu.get(at)?, *pdu.get(at + 1)?]));
+        match *pdu {
+            [3, _, _, _, _] => {
+                let count = word(3).filter(|count| (1..=125).contains(count))?;
+                Some(Request::Read { table: Table::Holding, address: word(1)?, count })
+            }
+            [16, _, _, _, _, count, ref data @ ..] => {
+                let fits = data.len() == usize::from(count) && word(3)? == registers(data) && data.len() % 2 == 0;
+                (fits && (2..=246).contains(&data.len())).then_some(Request::WriteRegisters { address: word(1)?, data })
+            }
+            [21, count, ref records @ ..] => {
+                let fits = records.len() == usize::from(count) && (9..=251).contains(&records.len());
+                fits.then_some(Request::WriteFile { records })
+            }
+            _ => None,
+        }
+    }
+
+    /// The PDU of the reply, from what [`Self::parse`] left of it.
+    pub fn write_pdu(&self, reply: Reply<'_>) -> Vec<u8> {
+        match reply {
+            Reply::Exception(exception) => vec![self.function() | 0x80, exception.0],
+            Reply::Data(data) => [&[self.function(), octets(data)], data].concat(),
+            Reply::Done => {
+                let mut pdu = Vec::with_capacity(self.length());
+                self.encode(&mut pdu);
+                if let Request::WriteRegisters { .. } = self {
+                    pdu.truncate(5);
+                }
+                pdu
+            }
         }
     }
 
@@ -271,6 +325,11 @@ impl Request<'_> {
             Request::WriteCoil { address, on } => confirmed(body, &[address, if on { 0xFF00 } else { 0 }]),
             Request::WriteRegister { address, word } => confirmed(body, &[address, word]),
             Request::MaskRegister { address, and, or } => confirmed(body, &[address, and, or]),
+            // The whole request comes back (V1.1b3, section 6.15).
+            Request::WriteFile { records } => match body.split_first() {
+                Some((&count, echo)) if usize::from(count) == echo.len() && echo == records => Ok(Reply::Done),
+                _ => Err(PduError::Confirmation),
+            },
             Request::Echo { nonce } => confirmed(body, &[0, nonce]),
         }
     }
@@ -323,6 +382,40 @@ mod tests {
         assert_eq!(READ.parse(&[3]), Err(PduError::Length { expected: 4, found: 0 }));
         assert_eq!(READ.parse(&[4, 4, 0, 1, 0, 2]), Err(PduError::Function { expected: 3, found: 4 }));
         assert_eq!(READ.parse(&[]), Err(PduError::Empty));
+    }
+
+    #[test]
+    fn a_pdu_of_others_is_read_only_when_it_is_well_formed_and_its_reply_comes_back_as_it_was() {
+        let file = [21, 9, 6, 0, 1, 0, 0, 0, 1, 0xAA, 0xBB];
+        let write = [16, 0, 8, 0, 2, 4, 1, 2, 3, 4];
+        for (pdu, reply) in [
+            (&file[..], &file[..]),
+            (&write[..], &write[..5]),
+            (&[3, 0, 32, 0, 2][..], &[3, 4, 0x31, 0x2E, 0x30, 0][..]),
+            (&file[..], &[0x95, 2][..]),
+        ] {
+            let request = Request::read_pdu(pdu).unwrap();
+            let mut encoded = Vec::new();
+            request.encode(&mut encoded);
+            assert_eq!((encoded.as_slice(), request.length()), (pdu, pdu.len()));
+            assert_eq!(request.write_pdu(request.parse(reply).unwrap()), reply);
+        }
+        let other = [21, 9, 6, 0, 1, 0, 0, 0, 1, 0xAA, 0xBC];
+        assert_eq!(Request::read_pdu(&file).unwrap().parse(&other), Err(PduError::Confirmation));
+        assert_eq!(Request::read_pdu(&file).unwrap().parse(&file[..10]), Err(PduError::Confirmation));
+        for bad in [
+            &[][..],
+            &[3, 0, 1, 0, 0],
+            &[3, 0, 1, 0, 126],
+            &[3, 0, 1, 0],
+            &[6, 0, 1, 0, 1],
+            &[16, 0, 8, 0, 2, 4, 1, 2, 3],
+            &[16, 0, 8, 0, 3, 4, 1, 2, 3, 4],
+            &[21, 8, 6, 0, 1, 0, 0, 0, 1, 0xAA, 0xBB],
+            &[21, 7, 6, 0, 1, 0, 0, 0, 0],
+        ] {
+            assert_eq!(Request::read_pdu(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -53,7 +53,7 @@ async fn call(context: &mut Context, request: &Request<'_>) {
         Request::DeviceId { object, .. } => {
             context.read_device_identification(tokio_modbus::prelude::ReadCode::Basic, object).await.map(drop)
         }
-        Request::ServerId | Request::Echo { .. } => unreachable!("not compared"),
+        Request::ServerId | Request::Echo { .. } | Request::WriteFile { .. } => unreachable!("not compared"),
     };
 }
 
