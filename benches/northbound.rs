@@ -13,14 +13,13 @@ use fieldgate::platform::clock::SystemClock;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-#[path = "../tests/northbound_support/mosquitto.rs"]
-#[allow(dead_code)]
-mod mosquitto;
 #[path = "../tests/northbound_support/source.rs"]
 mod source;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
-use self::mosquitto::Mosquitto;
 use self::source::{FakeStore, telemetry_payload};
+use self::support::Mosquitto;
 
 const POINTS: usize = 100;
 
@@ -85,9 +84,9 @@ fn cpu() -> f64 {
 
 /// CPU per value from the store to a confirmed message.
 async fn end_to_end(name: &str, mut config: ConsumerConfig, version: Version, records: usize) {
-    let broker = Mosquitto::open();
+    let broker = Mosquitto::with_config("allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n");
     let ConsumerKind::Uplink(uplink) = &mut config.kind else { return };
-    uplink.servers = vec![format!("mqtt://127.0.0.1:{}", broker.port).parse().expect("an address")];
+    uplink.servers = vec![format!("mqtt://127.0.0.1:{}", broker.port()).parse().expect("an address")];
     uplink.version = version;
     let store = FakeStore::default();
     for n in 0..records {

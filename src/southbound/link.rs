@@ -281,9 +281,12 @@ impl<D: Driver> LinkTask<D> {
         }
     }
 
-    /// Adds up what the driver counted.
+    /// Adds up what the driver counted. Behind a connection that was made anew there may be another device.
     fn count(&mut self) {
         let tally = self.driver.take_tally();
+        if tally.connects > 0 && self.connects > 0 && !self.driver.closes_after_cycle() {
+            self.devices.iter_mut().flatten().for_each(DeviceRun::ask_again);
+        }
         self.late_replies += tally.late_replies;
         self.connects += tally.connects;
     }

@@ -22,7 +22,15 @@ impl Mosquitto {
 
     /// A broker with further configuration lines; `{dir}` in them stands for its directory.
     pub fn with_config(lines: &str) -> Self {
+        Self::with_files(lines, &[])
+    }
+
+    /// As [`Mosquitto::with_config`], with files in its directory, as (name, content).
+    pub fn with_files(lines: &str, files: &[(&str, &str)]) -> Self {
         let folder = temp_dir();
+        for (name, content) in files {
+            std::fs::write(folder.path().join(name), content).expect("the temporary directory is writable");
+        }
         let config = folder.path().join("mosquitto.conf");
         let lines = lines.replace("{dir}", &folder.path().display().to_string());
         // Another process may take the port between choosing and binding it.

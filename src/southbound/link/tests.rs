@@ -26,6 +26,10 @@ struct Plant {
     /// Requests to a unit that had to be left alone.
     while_held: u32,
     requests: BTreeMap<usize, u32>,
+    /// Questions who a device is, and the number of reads after each of which the connection is made anew.
+    questions: u32,
+    reconnects_every: Option<u32>,
+    connects: u64,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +50,8 @@ impl Driver for Bus {
     }
 
     async fn identify(&mut self, _: usize) -> Result<Option<Identity>, Fault> {
-        Ok(None)
+        self.plant.lock().unwrap().questions += 1;
+        Ok(Some(Identity::default()))
     }
 
     fn plan(&mut self, _: usize, _: usize, steps: &mut VecDeque<()>, _: &mut Vec<PointResult>) {
@@ -69,6 +74,8 @@ impl Driver for Bus {
             let mut plant = self.plant.lock().unwrap();
             plant.while_held += u32::from(held);
             *plant.requests.entry(slot).or_default() += 1;
+            let reads: u32 = plant.requests.values().sum();
+            plant.connects += u64::from(plant.reconnects_every.is_some_and(|every| reads % every == 1));
             (plant.dead == Some(slot), plant.replies_after.get(&slot).copied().unwrap_or(2 * MS))
         };
         if dead {
@@ -102,7 +109,7 @@ impl Driver for Bus {
     fn close(&mut self) {}
 
     fn take_tally(&mut self) -> Tally {
-        Tally::default()
+        Tally { connects: std::mem::take(&mut self.plant.lock().unwrap().connects), ..Tally::default() }
     }
 }
 
@@ -143,7 +150,13 @@ async fn run(count: usize, plant: Plant, time: Duration) -> (Seen, Plant) {
     let (updates, mut received) = mpsc::channel(64);
     let bus = Bus { plant: plant.clone(), ..Bus::default() };
     let mut link = LinkTask::new("bus".into(), bus, updates, SystemClock::shared());
-    (0..count).for_each(|slot| link.attach(device(&format!("d{slot}"), slot as u8 + 1)));
+    let asks = plant.lock().unwrap().reconnects_every.is_some();
+    (0..count).for_each(|slot| {
+        let mut config = device(&format!("d{slot}"), slot as u8 + 1);
+        let DriverConfig::Modbus(modbus) = &mut config.driver;
+        modbus.identify = asks;
+        link.attach(config);
+    });
     let (commands, mut inbox) = mpsc::channel(1);
     let task = tokio::spawn(async move { link.run(&mut inbox).await });
     let mut seen = Seen::default();
@@ -216,6 +229,14 @@ async fn a_slow_device_takes_the_bus_from_nobody_more_than_its_turn() {
         let kept = share(&seen, device, time);
         assert!(kept > 0.99, "{device} kept {kept:.4}: {:?}", seen.stats[device]);
     }
+}
+
+/// Hardware that is exchanged quickly costs no request: the next one finds a new connection, and perhaps another device.
+#[tokio::test(start_paused = true)]
+async fn a_device_is_asked_who_it_is_after_every_new_connection() {
+    let (_, plant) = run(1, Plant { reconnects_every: Some(100), ..Plant::default() }, Duration::from_secs(50)).await;
+    assert_eq!(plant.requests[&0].div_ceil(100), plant.questions, "{} reads", plant.requests[&0]);
+    assert!(plant.questions > 5);
 }
 
 /// The pauses between attempts to make a link are those of its devices' configuration.
