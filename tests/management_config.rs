@@ -77,6 +77,19 @@ fn a_sensor_that_was_broken_before_is_no_reason_and_an_unexpected_value_is_one()
 }
 
 #[test]
+fn what_a_version_expects_is_never_excused() {
+    let mut rig = running(1);
+    done(&rig.desire("pump-1", 1, r#"{"rate":"2 s"}"#));
+    rig.seconds(3);
+    rig.restart();
+    // Nothing was read yet in this run, so that no point is known to be good.
+    done(&rig.desire("pump-1", 2, r#"{"points":{"setpoint":{"expect":{"min":1000}}}}"#));
+    rig.seconds(6);
+    let reported = rig.reported("pump-1");
+    assert_eq!((reported.version, reported.result.as_str()), (1, "rolled-back"), "{reported:?}");
+}
+
+#[test]
 fn drivers_that_refuse_are_rolled_back_at_once_and_until_it_works() {
     let mut rig = running(2);
     rig.plant.refuses.insert(id("pump-1"));

@@ -19,7 +19,7 @@ use fieldgate::management::service::{Management, Outlet, World};
 use fieldgate::management::socket::{SocketAnswer, SocketAsk};
 use fieldgate::management::step::Shown;
 use fieldgate::model::{DeviceId, Value};
-use fieldgate::platform::clock::ManualClock;
+use fieldgate::platform::clock::{ManualClock, SystemClock};
 use management_support::{claim, declaration, id, settings};
 use tokio::sync::watch;
 
@@ -214,4 +214,33 @@ async fn requests_over_topics_need_a_role_and_devices_are_found_erased_and_set()
     management_support::done(&result(management.socket(0, SocketAsk::action("decommission", "pump")).await.unwrap()));
     outside.until(|s| state(s, "pump") == "decommissioned" && s.erased == 1).await;
     outside.until(|s| s.audit.iter().any(|e| e.action == "certificate-of-erasure")).await;
+}
+
+#[tokio::test]
+async fn a_proof_ends_in_time_also_while_somebody_looks_all_the_time() {
+    let (journal, outside) = (MemoryJournal::default(), Outside::new());
+    let (world, outlet, clock) = (outside.clone(), outside.clone(), SystemClock::shared());
+    let started = Management::start(settings("g"), journal, world, outlet, Default::default(), clock).await;
+    let (management, _task) = started.unwrap();
+    let devices = vec![declaration("pump")];
+    management.report(Input::Files { devices, profiles: BTreeMap::new() }).await.unwrap();
+    outside.until(|s| state(s, "pump") == "active").await;
+    let looker = tokio::spawn({
+        let management = management.clone();
+        async move {
+            while management.look(|_| ()).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    // No value ever comes.
+    let payload = br#"{"version":"1","settings":{"rate":"2 s"},"proveWithin":"1 s"}"#;
+    let root = Actor::named(management_support::ADMIN);
+    assert!(management.request(root, "devices/pump/config/desired", Encoding::Json, payload).await.unwrap());
+    let ended = |s: &Seen| match s.topics.get("devices/pump/config/reported") {
+        Some(Shown::Config(shown)) => shown.state == "settled" && shown.result == "rolled-back",
+        _ => false,
+    };
+    outside.until(ended).await;
+    looker.abort();
 }

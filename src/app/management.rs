@@ -85,11 +85,10 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
         partners: section.partners.clone(),
         signing_key: Some(keys::signing_key(&data_dir).map_err(unreadable)?),
     };
-    let outlet = outlet::Topics { board: board.clone(), events, store: store.clone(), clock: clock.clone() };
+    let outlet = outlet::Topics { board, events, store: store.clone(), clock: clock.clone() };
     let credentials = credentials::Credentials { config: pki_config(&loaded.gateway), clock: clock.clone() };
     let world = world::Plant {
         fleet,
-        board,
         store: store.clone(),
         watcher: watcher.clone(),
         writer,

@@ -186,9 +186,6 @@ impl Gateway {
         let (management, management_task) = started.map_err(|e| failed("device management")(&e))?;
         supervisor.spawn("commands", async move { command_task.await.map_err(|e| e.to_string()) });
         supervisor.spawn("device management", async move { management_task.await.map_err(|e| e.to_string()) });
-        let (asks, changes) = (firmware_desk.clone(), management.clone());
-        let requests = management::run_requests(command_service.clone(), changes, asks, asked, token.clone());
-        supervisor.spawn("requests", requests);
 
         let desk = DeviceDesk { management: management.clone(), fleet: fleet.clone(), events: events.clone() };
         let ingest =
@@ -203,6 +200,10 @@ impl Gateway {
         });
         // From here on devices are polled.
         management::take_files(&management, &fleet, &loaded).await.map_err(|e| failed("device management")(&e))?;
+        // And from here on clients are heard: before, no device was declared yet, and the wrong answer would have been final.
+        let (asks, changes) = (firmware_desk.clone(), management.clone());
+        let requests = management::run_requests(command_service.clone(), changes, asks, asked, token.clone());
+        supervisor.spawn("requests", requests);
 
         // What people and systemd see.
         let broker_stats = broker.clone();

@@ -51,6 +51,16 @@ pub fn command_result(device: &str) -> String {
     format!("devices/{device}/command/result")
 }
 
+/// To the gateway, retained by whoever asks: the firmware that a device shall have.
+pub fn firmware_desired(device: &str) -> String {
+    format!("devices/{device}/firmware/desired")
+}
+
+/// To the gateway, retained by whoever asks: [`super::v1::DesiredConfig`].
+pub fn config_desired(device: &DeviceId) -> String {
+    format!("devices/{device}/config/desired")
+}
+
 /// Retained: [`super::v1::DeviceClock`].
 pub fn device_time(device: &DeviceId) -> String {
     format!("devices/{device}/time")

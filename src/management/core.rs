@@ -106,6 +106,8 @@ pub struct Plan {
     pub generation: u64,
     /// Devices to poll.
     pub devices: BTreeMap<DeviceId, PlannedDevice>,
+    /// Devices whose life here has ended: nothing is shown of them but that.
+    pub gone: BTreeSet<DeviceId>,
 }
 
 /// The whole state of management.
@@ -354,8 +356,10 @@ impl Core {
             self.meter.refused(now, &cause, &ask, refusal, step);
         }
         let answer = Answer::new(&actor, &cause, &ask, result(now, &ask, &cause, done));
-        // Desired documents are retained: they come again with every connection, and the desk knows them by version.
-        if !matches!(ask, Ask::Desire { .. }) {
+        // Desired documents are retained: they come again with every connection, and the desk knows them by version. Who came
+        // at a bad time may come again with the very same request.
+        let untimely = matches!(answer.body.code.as_str(), "busy" | "stopping");
+        if !untimely && !matches!(ask, Ask::Desire { .. }) {
             self.answers.keep(now, &answer, &ask, step);
         }
         step.act(Effect::Answer(Box::new(answer)));
@@ -462,7 +466,8 @@ impl Core {
             let overlay = profile.and_then(|p| self.desired.overlay(&target, p).ok()).unwrap_or_default();
             (id, PlannedDevice { mode: planned.mode, undeclared: planned.undeclared, overlay: Arc::new(overlay) })
         });
-        Plan { generation: self.generation, devices: planned.collect() }
+        let gone = self.lifecycle.devices().iter().filter(|(_, r)| r.is_gone()).map(|(id, _)| id.clone()).collect();
+        Plan { generation: self.generation, devices: planned.collect(), gone }
     }
 
     /// Audit entries that are not in the log yet, oldest first.
@@ -508,16 +513,16 @@ impl Core {
     }
 
     /// Monotonic time at which something is due; `None` when nothing is.
-    pub fn next_wake(&self, now: Stamp) -> Option<u64> {
-        let proving = self.desired.is_proving().then(|| now.mono_ns + 250_000_000);
-        let others = [
+    pub fn next_wake(&self) -> Option<u64> {
+        let due = [
             self.lifecycle.next_wake(),
+            self.desired.next_look(),
             self.desired.next_retry(),
             self.clocks.next_wake(),
             self.meter.next_wake(),
             self.flush_at,
         ];
-        others.into_iter().chain([proving]).flatten().min()
+        due.into_iter().flatten().min()
     }
 }
 

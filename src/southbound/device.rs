@@ -81,6 +81,11 @@ impl DeviceRun {
             self.all_bad = Some(reason);
         }
         self.trouble.iter_mut().for_each(|trouble| *trouble = None);
+        self.ask_again();
+    }
+
+    /// What answers now may be another device than before: it is asked once it has answered a read.
+    pub fn ask_again(&mut self) {
         if self.asking == Asking::Done {
             self.asking = Asking::Later;
         }

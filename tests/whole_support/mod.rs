@@ -126,6 +126,11 @@ impl Site {
         Subscriber::start(self.port, &format!("fieldgate/v1/plant/{filter}"), &[])
     }
 
+    /// A subscriber to everything below the root of a gateway with another id than `plant`.
+    pub fn subscribe_root(&self, gateway: &str) -> Subscriber {
+        Subscriber::start(self.port, &format!("fieldgate/v1/{gateway}/#"), &[])
+    }
+
     /// As [`Site::subscribe`], with further arguments of the client.
     pub fn subscribe_as(&self, filter: &str, more: &[&str]) -> Subscriber {
         Subscriber::start(self.port, &format!("fieldgate/v1/plant/{filter}"), more)

@@ -21,6 +21,7 @@ use crate::management::capabilities::capabilities;
 use crate::management::clock::ClockForm;
 use crate::management::command::CommandService;
 use crate::management::core::{Plan, PlannedDevice};
+use crate::management::desired::Target;
 use crate::management::firmware::DeviceForm;
 use crate::management::lifecycle::{Claim, Mode};
 use crate::management::permit::CommandRules;
@@ -117,11 +118,18 @@ impl Fleet {
         }
     }
 
-    /// Names of its points.
-    pub fn points_of(&self, device: &DeviceId) -> Vec<String> {
+    /// Clears every retained topic of a device that is gone, but the one that says so; also what a client wanted of it, which
+    /// would come again with every connection.
+    pub fn clear_topics(&self, device: &DeviceId) {
         let files = self.files();
         let points = files.devices.get(device).map(|d| d.model.points.clone());
-        points.iter().flat_map(|points| points.iter()).map(|p| p.id.to_string()).collect()
+        let board = &self.0.parts.board;
+        points.iter().flat_map(|p| p.iter()).for_each(|p| board.clear(&topics::point(device.as_str(), p.id.as_str())));
+        let wanted = [topics::config_desired(device), topics::firmware_desired(device.as_str())];
+        let told =
+            [topics::capabilities(device), topics::device_time(device), topics::firmware_status(device.as_str())];
+        wanted.iter().chain(&told).for_each(|topic| board.clear(topic));
+        board.clear(&Target::Device(device.clone()).topic());
     }
 
     /// How it holds its clock.
@@ -180,7 +188,9 @@ impl Fleet {
         }
         parts.directory.send_replace(Arc::new(known.iter().map(|(id, m)| (id.to_string(), m.clone())).collect()));
         parts.latest.set_devices(now.iter().map(|r| &r.device.model));
-        files.devices.values().for_each(|device| self.show(device));
+        files.devices.values().filter(|d| !plan.gone.contains(&d.model.id)).for_each(|device| self.show(device));
+        // Again after every start: the process may have died before the brokers heard of it.
+        plan.gone.iter().for_each(|device| self.clear_topics(device));
         let rules =
             known.keys().map(|id| (id.clone(), rules(id, files.devices.get(id), plan.devices.get(id)))).collect();
         parts.commands.set_devices(known).await.map_err(|e| e.to_string())?;

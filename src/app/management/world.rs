@@ -17,7 +17,6 @@ use super::credentials::Credentials;
 use super::fleet::Fleet;
 use crate::app::commands::{COMMANDS, ScaledWriter};
 use crate::app::firmware::FirmwareDesk;
-use crate::contract::topics;
 use crate::management::clock::ClockForm;
 use crate::management::command::DeviceWriter;
 use crate::management::core::Plan;
@@ -27,7 +26,6 @@ use crate::management::service::World;
 #[cfg(feature = "modbus")]
 use crate::model::{Device, Tier};
 use crate::model::{DeviceId, PointId, Value};
-use crate::northbound::StateBoard;
 use crate::platform::clock::SharedClock;
 use crate::southbound::IdentifyError;
 #[cfg(feature = "modbus")]
@@ -48,8 +46,6 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 pub struct Plant {
     /// What runs.
     pub fleet: Fleet,
-    /// Retained topics.
-    pub board: StateBoard,
     /// What is kept.
     pub store: Store,
     /// What the drivers gave last.
@@ -98,11 +94,7 @@ impl World for Plant {
     async fn erase(&self, device: &DeviceId, _data: bool) -> Result<Vec<String>, String> {
         self.fleet.forget(device);
         self.firmware.forget(device).await?;
-        self.board.clear(&topics::firmware_status(device.as_str()));
-        for point in self.fleet.points_of(device) {
-            self.board.clear(&topics::point(device.as_str(), &point));
-        }
-        self.board.clear(&topics::capabilities(device));
+        self.fleet.clear_topics(device);
         let state = self.store.state();
         let commands = state.scan(COMMANDS, format!("{device}/").as_bytes()).map_err(|e| e.to_string())?;
         for some in commands.chunks(CHUNK) {

@@ -50,6 +50,7 @@ pub(super) struct Shared {
     retry_refused: Duration,
     write: WriteOptions,
     identify: bool,
+    serial_object: Option<u8>,
     breaker: breaker::Settings,
     options: LinkOptions,
 }
@@ -74,7 +75,18 @@ impl Settings {
 
     pub fn with_points(self, points: Vec<PointAddress>) -> Option<Config> {
         let Settings { link, unit, shared, .. } = self;
-        let Shared { limits, reply_timeout, retries, retry_refused, write, identify, breaker, options, .. } = shared;
+        let Shared {
+            limits,
+            reply_timeout,
+            retries,
+            retry_refused,
+            write,
+            identify,
+            serial_object,
+            breaker,
+            options,
+            ..
+        } = shared;
         Some(Config {
             link: link?,
             options,
@@ -87,6 +99,7 @@ impl Settings {
             breaker,
             write,
             identify,
+            serial_object,
         })
     }
 }
@@ -127,6 +140,7 @@ pub(super) fn settings(section: &Reader<'_>) -> Shared {
         retries: section.or("retries", 1, unsigned(0..=10)),
         retry_refused: section.or("retry_refused", Duration::from_secs(600), millis(1_000, 86_400_000)),
         identify: section.or("identify", true, boolean),
+        serial_object: section.optional("serial_object", unsigned(128..=255)),
         write: write(&section.section("write", "device.modbus.write")),
         breaker: breaker(&section.section("breaker", "device.modbus.breaker")),
         options: link_options(section),

@@ -118,13 +118,15 @@ impl CommandDesk {
             match &entry.progress {
                 Progress::Answered(_) => {}
                 Progress::Done(done) => {
-                    // The result is known; whether it was published is not. Twice is better than never.
-                    restored.answers.push(Answer { result: done.clone(), audit: None });
+                    // The result is known; whether it was published and audited is not. Twice is better than never: the
+                    // line in the audit log has the same id both times.
+                    let audit = Some(entry.audited(done, None, "", now));
+                    restored.answers.push(Answer { result: done.clone(), audit });
                 }
                 unfinished => {
                     let started = *unfinished == Progress::Started;
                     let answer = result::interrupted(&entry.key, started, now);
-                    let audit = Some(result::audited(&entry.actor, None, &answer, "found at start", now));
+                    let audit = Some(entry.audited(&answer, None, "found at start", now));
                     restored.answers.push(Answer { result: answer.clone(), audit });
                     entry.progress = Progress::Done(answer);
                     restored.put.push(entry.clone());
@@ -229,10 +231,14 @@ impl CommandDesk {
         let Some(waiting) = self.in_hand.remove(key) else { return finished };
         let request = &waiting.job.request;
         let answer = result::tried(key, &request.command, attempts, now);
-        let audit = result::audited(&request.actor, Some(&request.command), &answer, "", now);
+        let entry = self.entries.remove(key);
+        let audit = match &entry {
+            Some(entry) => entry.audited(&answer, Some(&request.command), "", now),
+            None => result::audited(&request.actor, Some(&request.command), &answer, "", now),
+        };
         finished.answers.push(Answer { result: answer.clone(), audit: Some(audit) });
         finished.answers.extend((1..waiting.arrivals).map(|_| Answer { result: answer.clone(), audit: None }));
-        if let Some(mut entry) = self.entries.remove(key) {
+        if let Some(mut entry) = entry {
             entry.progress = Progress::Done(answer);
             finished.put.push(entry.clone());
             self.remember(entry, now);

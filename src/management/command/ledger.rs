@@ -7,7 +7,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::contract::v1;
-use crate::model::DeviceId;
+use crate::model::{DeviceId, Stamp};
 
 /// Names one command: what arrives again with the same key is not done again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +101,18 @@ enum StoredState {
 const VERSION: u8 = 1;
 
 impl LedgerEntry {
+    /// The line in the audit log for its result. Its id is the same however often a crash lets it be written.
+    pub(super) fn audited(
+        &self,
+        result: &v1::CommandResult,
+        command: Option<&v1::Command>,
+        note: &str,
+        at: Stamp,
+    ) -> v1::AuditEntry {
+        let id = format!("c{}/{}", self.accepted_ms, self.key.as_text());
+        v1::AuditEntry { id, ..super::result::audited(&self.actor, command, result, note, at) }
+    }
+
     /// The entry as octets, for a [`CommandLedger`].
     pub fn encode(&self) -> Bytes {
         let (state, result) = match &self.progress {

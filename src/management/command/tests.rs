@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
+use super::result::Attempt;
 use super::*;
 use crate::contract::v1::command_result::Outcome;
 use crate::contract::{json_value, timestamp};
@@ -543,4 +544,23 @@ fn a_critical_write_takes_two_steps_and_an_interlock_is_checked_again_before_wri
     assert!(desk.recheck(&job, clock.now(), fits).is_ok());
     desk.set_rules(rules(), Arc::new(Level(0.5)));
     assert!(desk.recheck(&job, clock.now(), fits).is_err(), "the level fell while the command waited");
+}
+
+#[test]
+fn a_crash_between_result_and_audit_loses_no_line_and_a_line_that_comes_twice_says_so() {
+    let mut desk = CommandDesk::new(CommandLimits::default(), devices());
+    let now = ManualClock::at(NOW_MS).now();
+    let Decision::Store(entry) = desk.handle(setpoint("c", 7), now, |_, _| Ok(())) else { panic!() };
+    let job = desk.stored(&entry.key).unwrap();
+    let finished = desk.finish(&job.key, &[Attempt::Done { read_back: Some(Value::Int(7)) }], now);
+    let line = finished.answers[0].audit.clone().unwrap();
+    assert!(!line.id.is_empty());
+    // The result was stored, and the process died before it was audited and answered.
+    let mut after = CommandDesk::new(CommandLimits::default(), devices());
+    let restored = after.restore(finished.put.clone(), now);
+    assert_eq!(restored.answers[0].audit.as_ref(), Some(&line));
+    assert_eq!(restored.answers[0].result, finished.answers[0].result);
+    // It was answered: nothing comes again.
+    let answered = desk.answered(&job.key).unwrap();
+    assert!(CommandDesk::new(CommandLimits::default(), devices()).restore(vec![answered], now).answers.is_empty());
 }

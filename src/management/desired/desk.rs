@@ -26,6 +26,8 @@ const USUAL_HISTORY: usize = 20;
 const MAX_PROOF_MS: u64 = 3_600_000;
 /// Pause between two attempts to go back to the proven version.
 const RETRY_NS: u64 = 10_000_000_000;
+/// Between two looks at the values that prove a version.
+const LOOK_NS: u64 = 250_000_000;
 
 /// A desired document, decoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +69,8 @@ pub struct Desired {
     unapplied: BTreeMap<Target, Option<u64>>,
     retry_at: BTreeMap<Target, u64>,
     proofs: BTreeMap<Target, Proof>,
+    /// When the proofs were looked at last.
+    looked_ns: u64,
 }
 
 /// What the desk has to know of a target.
@@ -99,7 +103,8 @@ impl Desired {
             Some(Ok(overlay)) => overlay.history.unwrap_or(USUAL_HISTORY),
             _ => USUAL_HISTORY,
         };
-        Ok(Self { jobs, history, keep_versions: keep, unapplied, retry_at: BTreeMap::new(), proofs: BTreeMap::new() })
+        let (retry_at, proofs) = Default::default();
+        Ok(Self { jobs, history, keep_versions: keep, unapplied, retry_at, proofs, looked_ns: 0 })
     }
 
     /// The job of a target, if a document ever came for it.
@@ -245,6 +250,7 @@ impl Desired {
         step: &mut Step,
     ) -> Vec<(Target, Result<(), String>)> {
         let mut ended = Vec::new();
+        self.looked_ns = now.mono_ns;
         let proofs: Vec<(Target, Proof)> = self.proofs.iter().map(|(t, p)| (t.clone(), *p)).collect();
         for (target, proof) in proofs {
             let known = facts(&target);
@@ -309,9 +315,10 @@ impl Desired {
         self.jobs.iter().filter(|(_, job)| job.state != State::Settled).map(|(target, _)| target.clone()).collect()
     }
 
-    /// Whether something is being proven, so that values have to be looked at again soon.
-    pub fn is_proving(&self) -> bool {
-        !self.proofs.is_empty()
+    /// Monotonic time at which values have to be looked at again, while something is being proven. It does not move when
+    /// somebody else asks something in between.
+    pub fn next_look(&self) -> Option<u64> {
+        (!self.proofs.is_empty()).then(|| self.looked_ns.saturating_add(LOOK_NS))
     }
 
     /// Monotonic time of the next retry.
@@ -409,7 +416,7 @@ impl Desired {
         let row = TABLE.decide(job.state, event, |guard| match guard {
             Guard::Running => runs,
         })?;
-        let number = version.as_ref().or(job.candidate.as_ref()).map_or(0, |v| v.version);
+        let number = version.as_ref().or(job.candidate.as_ref()).unwrap_or(&job.in_force).version;
         if row.from != row.to {
             job.state = row.to;
             job.since_ms = now.wall_ms;
@@ -430,7 +437,9 @@ impl Desired {
             match action {
                 Action::Take => {
                     job.candidate = incoming.take().or(job.candidate.take());
+                    // How the version before ended is told by the history; of this one nothing is known yet.
                     job.errors.clear();
+                    job.result.clear();
                 }
                 Action::Queue => job.queued = incoming.take(),
                 Action::Baseline => {

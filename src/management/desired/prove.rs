@@ -88,7 +88,7 @@ pub(super) enum Verdict {
     Missing(Vec<String>),
 }
 
-/// Points that are not good now.
+/// Points that are not known to be good now; right after a start that is every point, since none was read yet.
 pub(super) fn baseline(profile: &Profile, latest: &BTreeMap<String, Observed>) -> Vec<String> {
     let bad = |name: &str| latest.get(name).is_none_or(|o| !o.good);
     profile.points.iter().filter(|(name, p)| p.polled && bad(name)).map(|(name, _)| name.clone()).collect()
@@ -118,8 +118,10 @@ pub(super) fn judge(
         let seen = latest.get(name).copied().unwrap_or(NEVER);
         let is_fresh = seen.mono_ns > since_ns;
         fresh += u32::from(is_fresh && seen.good);
-        // A point that is read rarely cannot prove anything in this time; a point that was bad before is excused.
-        if every(point, wanted, overlay) * 2 > within || excused.iter().any(|e| e == name) {
+        // A point that is read rarely cannot prove anything in this time; a point that was bad before is excused, unless
+        // the version itself says what is expected of it.
+        let is_excused = wanted.expect.is_none() && excused.iter().any(|e| e == name);
+        if every(point, wanted, overlay) * 2 > within || is_excused {
             continue;
         }
         if let Some(why) = complaint(seen, is_fresh, wanted.expect) {

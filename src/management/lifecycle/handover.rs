@@ -2,7 +2,7 @@
 
 use super::record::{DeviceRecord, Source};
 use super::registry::Lifecycle;
-use super::states::{Event, State};
+use super::states::{Event, State, TABLE};
 use crate::management::request::Refusal;
 use crate::management::step::{Cause, Step};
 use crate::management::table::Word;
@@ -58,8 +58,7 @@ impl Lifecycle {
     pub fn can_import(&self, id: &DeviceId) -> Result<(), Refusal> {
         let Some(record) = self.devices.get(id) else { return Ok(()) };
         // A file may declare it before it arrives. It must not have been approved, or two gateways would own it.
-        let waits = matches!(record.state, State::Discovered | State::Pending);
-        if waits || (record.is_over() && record.state != State::Decommissioning) {
+        if TABLE.decide(record.state, Event::Import, |_| true).is_ok() {
             return Ok(());
         }
         let text = format!("{id} is {} here; decommission it first, or choose another id there", record.state);
@@ -86,15 +85,12 @@ impl Lifecycle {
         record.approved_by.clone_from(&cause.actor);
         record.approved_ms = now.wall_ms;
         transfer.clone_into(&mut record.transfer);
-        self.devices.insert(id.clone(), record);
-        step.audit(
-            now,
-            cause,
-            Event::Import.as_str(),
-            super::registry::object(id),
-            format!("transfer {transfer}"),
-            "done",
-        );
+        let before = self.devices.insert(id.clone(), record);
+        let detail = match before {
+            Some(before) => format!("{} to {}: transfer {transfer}", before.state, State::Receiving),
+            None => format!("{}: transfer {transfer}", State::Receiving),
+        };
+        step.audit(now, cause, Event::Import.as_str(), super::registry::object(id), detail, "done");
         self.keep(id, step);
     }
 

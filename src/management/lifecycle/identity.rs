@@ -92,6 +92,16 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// Whether it tells this piece of hardware from another one of the same make: an address does not, and neither do vendor
+    /// and model without a serial number.
+    pub fn names_one_piece(&self) -> bool {
+        match self.kind {
+            PinKind::Certificate => true,
+            PinKind::Fingerprint => !self.value.ends_with("|0:"),
+            PinKind::Address => false,
+        }
+    }
+
     /// Whether the claim is that of the pinned device. A claim that reveals nothing says nothing against it.
     pub fn fits(&self, claim: &Claim) -> bool {
         match self.kind {
@@ -119,6 +129,7 @@ mod tests {
         assert!(pin.fits(&Claim { firmware: "2.0".to_owned(), ..claim("ACME", "1") }));
         assert!(!pin.fits(&claim("ACME", "2")));
         assert!(pin.fits(&Claim::default()), "silence is no mismatch");
+        assert!(pin.names_one_piece() && !claim("ACME", "").pin("x").names_one_piece());
     }
 
     #[test]

@@ -123,6 +123,11 @@ impl DeviceRecord {
         matches!(self.state, State::Transferred | State::Decommissioning | State::Decommissioned | State::Rejected)
     }
 
+    /// Whether nothing may be left of it here but its entry, or everything is about to be removed.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.state, State::Decommissioning | State::Decommissioned)
+    }
+
     /// The retained message.
     pub fn message(&self, id: &DeviceId, declared: Option<&Declaration>) -> v1::Onboarding {
         let claim = self.claim.clone().unwrap_or_default();

@@ -334,8 +334,10 @@ impl Lifecycle {
             State::Replacing => {
                 let old = record.replaced.as_ref();
                 let blind = old.is_none_or(|p| p.kind == PinKind::Address);
+                // Without a serial number new hardware of the same make looks like the old: whoever answers is taken.
+                let alike = old.is_some_and(|p| !p.names_one_piece()) && record.claim.is_some();
                 let other = old.is_some_and(|p| !p.fits(&claim));
-                (blind || other).then(|| (Event::ReplacementSeen, words()))
+                (blind || alike || other).then(|| (Event::ReplacementSeen, words()))
             }
             _ => None,
         }

@@ -156,9 +156,11 @@ pub static TABLE: Table<State, Event, Guard, Action> = Table {
     rows: &[
         row(S::Discovered, E::Offer, S::Pending, &[]),
         row(S::Discovered, E::Reject, S::Rejected, &[]),
+        row(S::Discovered, E::Import, S::Receiving, &[]),
         end(S::Discovered),
         when(S::Pending, E::Approve, G::ExpectedFits, S::Enrolling, &[A::Pin, A::Plan, A::Issue, A::Identify]),
         row(S::Pending, E::Reject, S::Rejected, &[]),
+        row(S::Pending, E::Import, S::Receiving, &[]),
         end(S::Pending),
         row(S::Enrolling, E::Enrolled, S::Active, &[]),
         row(S::Enrolling, E::EnrolFailed, S::Pending, &[A::Plan, A::Alarm]),

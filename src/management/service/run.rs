@@ -28,6 +28,8 @@ const EFFECTS: usize = 32;
 const EFFECT_LIMIT: Duration = Duration::from_secs(120);
 /// First and longest pause before the journal is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// Between two steps that only time asks for.
+const BREATH_NS: u64 = 10_000_000;
 /// Sleep when nothing is due.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -50,6 +52,8 @@ pub(super) struct Task<J, W, O> {
     plan: Option<Arc<Plan>>,
     /// One scan at a time.
     scan: Arc<Semaphore>,
+    /// When the last step was taken.
+    stepped_ns: u64,
 }
 
 impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
@@ -78,6 +82,7 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
             applying: JoinSet::new(),
             plan: None,
             scan: Arc::new(Semaphore::new(1)),
+            stepped_ns: 0,
         }
     }
 
@@ -110,10 +115,10 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
         }
     }
 
+    /// Counted from the last step, not from now: whoever looks often must not put off what is due.
     fn until_wake(&self) -> Duration {
-        let now = self.clock.now();
-        let due = self.core.next_wake(now);
-        due.map_or(IDLE, |at| Duration::from_nanos(at.saturating_sub(now.mono_ns)).max(Duration::from_millis(10)))
+        let at = self.core.next_wake().map(|at| at.max(self.stepped_ns.saturating_add(BREATH_NS)));
+        at.map_or(IDLE, |at| Duration::from_nanos(at.saturating_sub(self.clock.mono_ns())))
     }
 
     async fn inputs(&mut self, batch: Vec<Message>) -> Vec<Input> {
@@ -156,7 +161,9 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
     /// One step, and the steps that follow from it at once.
     async fn step(&mut self, mut inputs: Vec<Input>) {
         while !inputs.is_empty() {
-            let (changes, effects) = self.core.handle(self.clock.now(), inputs).into_parts();
+            let now = self.clock.now();
+            self.stepped_ns = now.mono_ns;
+            let (changes, effects) = self.core.handle(now, inputs).into_parts();
             if !changes.is_empty()
                 && let Err(error) = self.journal.commit(changes).await
             {

@@ -11,7 +11,7 @@ use crate::model::{Access, DataType, Device, DeviceId, Point, PointId, Tier, Val
 use crate::platform::clock::SystemClock;
 use crate::southbound::driver::{Answer, Scope, Tally};
 use crate::southbound::modbus::{Config, Link, PointAddress, Table};
-use crate::southbound::{DriverConfig, Identity, PointResult, RateGroup, WriteDone, WriteError};
+use crate::southbound::{DriverConfig, ExchangeError, Identity, PointResult, RateGroup, WriteDone, WriteError};
 
 const MS: Duration = Duration::from_millis(1);
 const EVERY: Duration = Duration::from_millis(50);
@@ -26,6 +26,10 @@ struct Plant {
     /// Requests to a unit that had to be left alone.
     while_held: u32,
     requests: BTreeMap<usize, u32>,
+    /// Questions who a device is, and the number of reads after each of which the connection is made anew.
+    questions: u32,
+    reconnects_every: Option<u32>,
+    connects: u64,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +50,8 @@ impl Driver for Bus {
     }
 
     async fn identify(&mut self, _: usize) -> Result<Option<Identity>, Fault> {
-        Ok(None)
+        self.plant.lock().unwrap().questions += 1;
+        Ok(Some(Identity::default()))
     }
 
     fn plan(&mut self, _: usize, _: usize, steps: &mut VecDeque<()>, _: &mut Vec<PointResult>) {
@@ -69,6 +74,8 @@ impl Driver for Bus {
             let mut plant = self.plant.lock().unwrap();
             plant.while_held += u32::from(held);
             *plant.requests.entry(slot).or_default() += 1;
+            let reads: u32 = plant.requests.values().sum();
+            plant.connects += u64::from(plant.reconnects_every.is_some_and(|every| reads % every == 1));
             (plant.dead == Some(slot), plant.replies_after.get(&slot).copied().unwrap_or(2 * MS))
         };
         if dead {
@@ -85,6 +92,11 @@ impl Driver for Bus {
         each(0);
     }
 
+    async fn exchange(&mut self, _: usize, request: &[u8]) -> Result<Vec<u8>, ExchangeError> {
+        sleep(10 * MS).await;
+        Ok(request.to_vec())
+    }
+
     async fn write(&mut self, _: usize, _: u32, _: &Value) -> Result<WriteDone, WriteError> {
         Err(WriteError::Stopped)
     }
@@ -97,7 +109,7 @@ impl Driver for Bus {
     fn close(&mut self) {}
 
     fn take_tally(&mut self) -> Tally {
-        Tally::default()
+        Tally { connects: std::mem::take(&mut self.plant.lock().unwrap().connects), ..Tally::default() }
     }
 }
 
@@ -138,7 +150,13 @@ async fn run(count: usize, plant: Plant, time: Duration) -> (Seen, Plant) {
     let (updates, mut received) = mpsc::channel(64);
     let bus = Bus { plant: plant.clone(), ..Bus::default() };
     let mut link = LinkTask::new("bus".into(), bus, updates, SystemClock::shared());
-    (0..count).for_each(|slot| link.attach(device(&format!("d{slot}"), slot as u8 + 1)));
+    let asks = plant.lock().unwrap().reconnects_every.is_some();
+    (0..count).for_each(|slot| {
+        let mut config = device(&format!("d{slot}"), slot as u8 + 1);
+        let DriverConfig::Modbus(modbus) = &mut config.driver;
+        modbus.identify = asks;
+        link.attach(config);
+    });
     let (commands, mut inbox) = mpsc::channel(1);
     let task = tokio::spawn(async move { link.run(&mut inbox).await });
     let mut seen = Seen::default();
@@ -213,6 +231,14 @@ async fn a_slow_device_takes_the_bus_from_nobody_more_than_its_turn() {
     }
 }
 
+/// Hardware that is exchanged quickly costs no request: the next one finds a new connection, and perhaps another device.
+#[tokio::test(start_paused = true)]
+async fn a_device_is_asked_who_it_is_after_every_new_connection() {
+    let (_, plant) = run(1, Plant { reconnects_every: Some(100), ..Plant::default() }, Duration::from_secs(50)).await;
+    assert_eq!(plant.requests[&0].div_ceil(100), plant.questions, "{} reads", plant.requests[&0]);
+    assert!(plant.questions > 5);
+}
+
 /// The pauses between attempts to make a link are those of its devices' configuration.
 #[tokio::test(start_paused = true)]
 async fn a_link_that_cannot_be_made_is_tried_at_the_pauses_that_are_configured() {
@@ -232,4 +258,53 @@ async fn a_link_that_cannot_be_made_is_tried_at_the_pauses_that_are_configured()
     assert_eq!(pauses, [2, 4, 8, 8]);
     let until = link.down.as_ref().unwrap().retry_at;
     assert!((6.4..=8.0).contains(&until.as_secs_f64()), "a fifth of the pause is left to chance: {until:?}");
+}
+
+/// A transfer that sends as fast as it is answered, on a bus that is half full: the others keep their schedule, and the
+/// transfer gets on.
+#[tokio::test(start_paused = true)]
+async fn a_transfer_takes_the_bus_from_nobody_more_than_its_turn() {
+    let time = Duration::from_secs(30);
+    let (updates, mut received) = mpsc::channel(64);
+    let slow = Plant { replies_after: (0..3).map(|slot| (slot, 8 * MS)).collect(), ..Plant::default() };
+    let bus = Bus { plant: Arc::new(Mutex::new(slow)), ..Bus::default() };
+    let mut link = LinkTask::new("bus".into(), bus, updates, SystemClock::shared());
+    (0..3).for_each(|slot| link.attach(device(&format!("d{slot}"), slot as u8 + 1)));
+    let (commands, mut inbox) = mpsc::channel(4);
+    let task = tokio::spawn(async move { link.run(&mut inbox).await });
+    let began = Instant::now();
+    let transfer = async {
+        for carried in 0.. {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let request = vec![21, carried as u8];
+            let device = DeviceId::new("d0").unwrap();
+            commands.send(Command::Exchange { device, request: request.clone(), reply }).await.unwrap();
+            assert_eq!(answer.await.unwrap().unwrap(), request);
+            if began.elapsed() >= time {
+                return carried;
+            }
+        }
+        0
+    };
+    let mut scans: BTreeMap<String, u32> = BTreeMap::new();
+    let reads = async {
+        while let Some(update) = received.recv().await {
+            if let Update::Scan(scan) = update {
+                *scans.entry(scan.device.to_string()).or_default() += 1;
+            }
+        }
+    };
+    let carried = tokio::select! {
+        carried = transfer => carried,
+        () = reads => panic!("the link ended"),
+    };
+    drop(commands);
+    drop(received);
+    task.await.unwrap();
+    let due = time.as_millis() / EVERY.as_millis();
+    for (device, scans) in &scans {
+        assert!(u128::from(*scans) >= due * 95 / 100, "{device} was read {scans} times of {due}");
+    }
+    assert_eq!(scans.len(), 3);
+    assert!(carried > 600, "{carried} requests were carried");
 }

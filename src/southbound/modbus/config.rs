@@ -33,6 +33,9 @@ pub struct Config {
     /// Whether to ask the device what it is (FC 43/14, then FC 17) when it was reached. Off for devices that such a
     /// question upsets.
     pub identify: bool,
+    /// Object of FC 43/14 that holds the serial number: the standard names none, so that vendors use a private one
+    /// (0x80 to 0xFF). `None`: it stays a text beside others, and the identity has no serial number.
+    pub serial_object: Option<u8>,
 }
 
 impl Config {
@@ -50,6 +53,7 @@ impl Config {
             breaker: breaker::Settings::default(),
             write: WriteOptions::default(),
             identify: true,
+            serial_object: None,
         }
     }
 

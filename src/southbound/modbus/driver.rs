@@ -166,7 +166,7 @@ impl Driver for ModbusDriver {
                 Err(error) => return Err(error.fault()),
             }
         }
-        if let Some(identity) = walk.finish() {
+        if let Some(identity) = walk.finish(config.serial_object) {
             return Ok(Some(identity));
         }
         let limit = limit(&self.client, &config, &Request::ServerId);

@@ -42,7 +42,7 @@ pub fn fuzz_pdu(data: &[u8]) {
     let mut walk = Walk::default();
     if let Ok(Reply::Data(octets)) = walk.first().parse(data) {
         let _ = walk.reply(octets);
-        let _ = walk.finish();
+        let _ = walk.finish(Some(0x80));
     }
     if let Ok(Reply::Data(octets)) = Request::ServerId.parse(data) {
         let _ = identify::server_id(octets);

@@ -75,11 +75,12 @@ impl Walk {
         !self.objects.is_empty()
     }
 
-    /// What was found; `None` when nothing was.
-    pub fn finish(mut self) -> Option<Identity> {
+    /// What was found; `None` when nothing was. `serial` is the object that holds the serial number.
+    pub fn finish(mut self, serial: Option<u8>) -> Option<Identity> {
         if self.objects.is_empty() {
             return None;
         }
+        let serial = serial.and_then(|id| self.objects.remove(&id)).filter(|text| !text.is_empty());
         let vendor = self.objects.remove(&0).filter(|text| !text.is_empty());
         let code = self.objects.remove(&1).filter(|text| !text.is_empty());
         let firmware = self.objects.remove(&2).filter(|text| !text.is_empty());
@@ -95,7 +96,7 @@ impl Walk {
         {
             other.insert("product-name".into(), name.clone());
         }
-        Some(Identity { vendor, model: code.or(name), serial: None, firmware, other })
+        Some(Identity { vendor, model: code.or(name), serial, firmware, other })
     }
 }
 
@@ -157,12 +158,25 @@ mod tests {
         let next = walk.reply(&reply(2, 0x83, 0, 0, &[(5, "Power meter")]));
         assert_eq!(next, Next::Ask(Request::DeviceId { code: 3, object: 0x80 }));
         assert_eq!(walk.reply(&reply(3, 0x83, 0, 0, &[(0x81, "x\u{1}y ")])), Next::Done);
-        let identity = walk.finish().unwrap();
+        let identity = walk.finish(None).unwrap();
         assert_eq!(identity.vendor.as_deref(), Some("ACME"));
         assert_eq!(identity.model.as_deref(), Some("PM-5"));
         assert_eq!(identity.firmware.as_deref(), Some("V1.2"));
         assert_eq!(identity.other["object-129"], "x.y");
         assert_eq!(identity.other["product-name"], "Power meter");
+    }
+
+    #[test]
+    fn the_serial_number_stands_where_the_profile_says() {
+        let told = |serial| {
+            let mut walk = Walk::default();
+            walk.reply(&reply(3, 3, 0, 0, &[(0, "ACME"), (0x80, "S-4711"), (0x81, "")]));
+            walk.finish(serial).unwrap()
+        };
+        assert_eq!(told(Some(0x80)).serial.as_deref(), Some("S-4711"));
+        assert!(!told(Some(0x80)).other.contains_key("object-128"), "it is told once");
+        assert_eq!((told(Some(0x81)).serial, told(None).serial), (None, None));
+        assert_eq!(told(None).other["object-128"], "S-4711");
     }
 
     #[test]
@@ -184,7 +198,7 @@ mod tests {
                 }
                 prop_assert!(sent <= MOST_REPLIES);
             }
-            let _ = walk.finish();
+            let _ = walk.finish(None);
         }
     }
 }

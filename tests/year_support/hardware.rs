@@ -1,0 +1,167 @@
+//! The device of the story, twice: pymodbus, which nobody here wrote, and the project's own simulator.
+
+use fieldgate_simulators::modbus::Table;
+use fieldgate_simulators::{Plant, Scenario};
+use serde_json::Value;
+
+use crate::support::PythonServer;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Make {
+    /// `tests/servers/device_pymodbus.py`
+    Pymodbus,
+    /// `fieldgate-simulators`
+    Simulator,
+}
+
+/// A device that can be exchanged for another one at the same address.
+pub struct Hardware {
+    make: Make,
+    port: u16,
+    serial: String,
+    body: Body,
+    /// Writes that earlier hardware saw.
+    earlier: Vec<(u16, Vec<u16>)>,
+}
+
+enum Body {
+    Python(Box<PythonServer>),
+    Plant(Option<Plant>, tokio::runtime::Runtime),
+    Gone,
+}
+
+/// First register of the clock.
+pub const CLOCK: u16 = 100;
+/// How far the clock of new hardware is behind, in seconds.
+const SLOW: u64 = 3_600;
+
+impl Hardware {
+    /// The first piece, with a serial number.
+    pub fn start(make: Make, serial: &str) -> Self {
+        let mut hardware = Self { make, port: 0, serial: serial.to_owned(), body: Body::Gone, earlier: Vec::new() };
+        hardware.power_on();
+        hardware
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Another piece takes its place.
+    pub fn exchange(&mut self, serial: &str) {
+        self.earlier = self.writes();
+        match std::mem::replace(&mut self.body, Body::Gone) {
+            Body::Python(server) => server.kill(),
+            Body::Plant(plant, runtime) => {
+                runtime.block_on(plant.expect("it runs").stop());
+            }
+            Body::Gone => {}
+        }
+        serial.clone_into(&mut self.serial);
+        self.power_on();
+    }
+
+    /// Every write so far, of this piece and those before it. The simulator tells the values that stand there: each write
+    /// of the story has another value, so that the last one is seen.
+    pub fn writes(&mut self) -> Vec<(u16, Vec<u16>)> {
+        let mut writes = self.earlier.clone();
+        if let Body::Python(server) = &mut self.body {
+            for write in server.ask("writes")["writes"].as_array().expect("a list") {
+                let values = write[1].as_array().expect("values").iter().map(|v| v.as_u64().expect("a word") as u16);
+                writes.push((write[0].as_u64().expect("an address") as u16, values.collect()));
+            }
+        }
+        writes
+    }
+
+    /// Number of writes of any kind that this piece saw.
+    pub fn write_count(&mut self) -> u64 {
+        match &mut self.body {
+            Body::Python(server) => server.ask("writes")["writes"].as_array().map_or(0, |w| w.len() as u64),
+            Body::Plant(plant, _) => {
+                let stats = plant.as_ref().expect("it runs").stats("pump").expect("it is there");
+                [6, 16].iter().filter_map(|f| stats.by_function.get(f)).sum()
+            }
+            Body::Gone => 0,
+        }
+    }
+
+    /// A register, past the gateway.
+    pub fn register(&mut self, address: u16) -> u16 {
+        match &mut self.body {
+            Body::Python(_) => {
+                let last = self.writes().into_iter().rfind(|(at, _)| *at == address);
+                last.map_or(0, |(_, values)| values[0])
+            }
+            Body::Plant(plant, _) => plant.as_ref().unwrap().peek("pump", Table::Holding, address, 1).unwrap()[0],
+            Body::Gone => 0,
+        }
+    }
+
+    /// Seconds since 1970 on the device's clock.
+    pub fn clock(&mut self) -> i64 {
+        match &mut self.body {
+            Body::Python(server) => server.ask("clock")["clock"].as_i64().expect("seconds"),
+            Body::Plant(plant, _) => {
+                let words = plant.as_ref().unwrap().peek("pump", Table::Holding, CLOCK, 2).unwrap();
+                i64::from(words[0]) << 16 | i64::from(words[1])
+            }
+            Body::Gone => 0,
+        }
+    }
+
+    /// Whether its clock goes on by itself.
+    pub fn clock_runs(&self) -> bool {
+        self.make == Make::Pymodbus
+    }
+
+    fn power_on(&mut self) {
+        self.body = match self.make {
+            Make::Pymodbus => {
+                let (port, slow) = (self.port.to_string(), SLOW.to_string());
+                let arguments = ["--serial", &self.serial, "--port", &port, "--slow-clock", &slow];
+                let server = PythonServer::start("device_pymodbus.py", &arguments);
+                self.port = server.ports()[0];
+                Body::Python(Box::new(server))
+            }
+            Make::Simulator => {
+                let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+                let runtime = threads.expect("threads");
+                let scenario = Scenario::parse("year", &scenario(self.port, &self.serial)).expect("a legal scenario");
+                let plant = runtime.block_on(Plant::start(scenario)).expect("the port is free");
+                self.port = plant.address("pump").expect("it listens").port();
+                Body::Plant(Some(plant), runtime)
+            }
+        };
+    }
+}
+
+fn scenario(port: u16, serial: &str) -> String {
+    let points: String =
+        (1..10).map(|n| format!("{{ name = \"r{n}\", at = \"holding:{n}\", value = 0, write = true }},\n")).collect();
+    format!(
+        r#"
+name = "year"
+[[listener]]
+name = "link"
+kind = "tcp"
+bind = "127.0.0.1:{port}"
+[[device]]
+name = "pump"
+listener = "link"
+identity = {{ vendor = "ACME", product = "P-100", revision = "1.4", serial = "{serial}" }}
+points = [
+{{ name = "level", at = "holding:0", value = 500 }},
+{points}
+{{ name = "clock", at = "holding:{CLOCK}", type = "u32", value = 1000000000, write = true }},
+]
+"#
+    )
+}
+
+/// A field as text; what is absent is empty.
+pub fn said<'a>(body: &'a Value, field: &str) -> &'a str {
+    body[field].as_str().unwrap_or_default()
+}
