@@ -366,6 +366,12 @@ fn a_vendors_device_takes_chunks_over_mqtt_although_messages_are_lost() {
     assert_eq!((&done["stage"], &done["fromVersion"]), (&json!("done"), &json!("1.0.0")), "{done}");
     let seen = vendor.ask("version");
     assert_eq!(seen["version"], "3.1.0", "{seen}");
+    // With the device goes its job.
+    bench.done(&["onboard", "decommission", "mate", "--yes"]);
+    let job = bench.site.data().join("firmware/jobs/mate.json");
+    eventually("the job to be forgotten", SOON, || (!job.exists()).then_some(()));
+    eventually("the topic to be cleared", SOON, || status.messages().last()?.payload.is_empty().then_some(()));
+    assert_eq!(bench.site.json(&["firmware", "status", "--json"]), json!([]));
     stop(gateway);
     bench.end();
 }

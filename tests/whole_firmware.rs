@@ -138,6 +138,56 @@ fn an_approved_update_restarts_proves_itself_and_stays() {
 }
 
 #[test]
+fn an_administrator_updates_it_over_topics_and_is_answered_before_and_after_the_restart() {
+    let administrator = "[[management.role]]\nidentity = \"mqtt:*\"\nrole = \"administrator\"\n";
+    let bench = Bench::new(administrator);
+    let gateway = bench.site.start();
+    bench.site.wait_for_state("one", "online");
+    let status = bench.site.subscribe("firmware/status");
+    let results = bench.site.subscribe("firmware/result");
+    let told = |subscriber: &support::Subscriber, what: &str, fits: &dyn Fn(&Value) -> bool| {
+        eventually(what, SOON * 2, || {
+            let all = subscriber.messages();
+            all.iter().rev().map(|m| whole_support::body(&m.payload)).find(|b| fits(b))
+        })
+    };
+    bench.artifact("", 300_000);
+    let manifest = std::fs::read_to_string(bench.sign("plant", &gateway_target(), "9.0.0")).unwrap();
+    let url = format!("file://{}", bench.path("artifact"));
+    let offer = serde_json::json!({"correlationId": "o1", "manifest": manifest, "url": url});
+    let ask = |topic: &str, request: &Value| {
+        let topic = format!("fieldgate/v1/plant/{topic}");
+        support::publish(bench.site.port(), &topic, &request.to_string(), &[]).unwrap();
+    };
+    // Retained, as a fleet tool would leave it.
+    let desired = "fieldgate/v1/plant/firmware/desired";
+    support::publish(bench.site.port(), desired, &offer.to_string(), &["-r"]).unwrap();
+    let offered = told(&results, "the answer to the offer", &|b| b["correlationId"] == "o1");
+    assert_eq!((offered["outcome"].as_str(), offered["action"].as_str()), (Some("DONE"), Some("firmware-offer")));
+    let approve = serde_json::json!({"correlationId": "a1", "action": "approve", "job": "o1"});
+    ask("firmware/request", &approve);
+    assert_eq!(told(&results, "the answer to the approval", &|b| b["correlationId"] == "a1")["outcome"], "DONE");
+    let (gateway, job) = bench.until_over(gateway);
+    assert_eq!(
+        (job["stage"].as_str(), job["approval"]["operator"].as_str()),
+        (Some("done"), Some("mqtt:local:anonymous"))
+    );
+    assert_eq!(slot(&gateway), "a");
+    drop((status, results));
+    // The new one answers the same requests again, and does nothing twice.
+    let status = bench.site.subscribe("firmware/status");
+    let shown = told(&status, "the job on its topic", &|b| b["stage"] == "done");
+    assert_eq!((shown["job"].as_str(), shown["version"].as_str()), (Some("o1"), Some("9.0.0")), "{shown}");
+    let results = bench.site.subscribe("firmware/result");
+    ask("firmware/request", &approve);
+    assert_eq!(told(&results, "the answer once more", &|b| b["correlationId"] == "a1")["outcome"], "DONE");
+    let log = bench.site.json(&["audit", "--json", "--last", "10000"]);
+    let count = |action: &str| log.as_array().unwrap().iter().filter(|entry| entry["action"] == action).count();
+    assert_eq!((count("firmware-offer"), count("firmware-approve")), (1, 1));
+    stop(gateway);
+}
+
+#[test]
 fn what_is_unsigned_wrongly_signed_older_the_same_for_others_or_changed_is_refused() {
     let bench = Bench::new("");
     let gateway = bench.site.start();

@@ -356,8 +356,10 @@ impl Core {
             self.meter.refused(now, &cause, &ask, refusal, step);
         }
         let answer = Answer::new(&actor, &cause, &ask, result(now, &ask, &cause, done));
-        // Desired documents are retained: they come again with every connection, and the desk knows them by version.
-        if !matches!(ask, Ask::Desire { .. }) {
+        // Desired documents are retained: they come again with every connection, and the desk knows them by version. Who came
+        // at a bad time may come again with the very same request.
+        let untimely = matches!(answer.body.code.as_str(), "busy" | "stopping");
+        if !untimely && !matches!(ask, Ask::Desire { .. }) {
             self.answers.keep(now, &answer, &ask, step);
         }
         step.act(Effect::Answer(Box::new(answer)));

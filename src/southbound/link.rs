@@ -1,7 +1,7 @@
 //! The supervised link: one task that owns one physical link and serves every device on it.
 //!
-//! Order of service: writes, then questions of operators and requests of transfers (of these at most one between two reads that are
-//! due), then probes of devices that are off scan (a twentieth of the
+//! Order of service: writes, then questions of operators and requests of transfers (of these one when nothing is due, or after eight
+//! reads that were), then probes of devices that are off scan (a twentieth of the
 //! time at most while others are well), then scans, request by request in turn. Nothing here knows a protocol.
 //!
 //! What happens when something is full: commands beyond 64 are refused at once (`busy`); a scan result that the gateway does
@@ -50,8 +50,8 @@ pub(super) struct LinkTask<D: Driver> {
     late_replies: u64,
     connects: u64,
     waiting: VecDeque<Command>,
-    /// A foreign request was carried and nothing was read since, though something may be due.
-    owes_turn: bool,
+    /// Reads that have their turn before the next foreign request, as long as any are due.
+    owed_reads: u8,
     outbox: VecDeque<Update>,
     updates: mpsc::Sender<Update>,
     clock: SharedClock,
@@ -71,7 +71,7 @@ impl<D: Driver> LinkTask<D> {
             late_replies: 0,
             connects: 0,
             waiting: VecDeque::new(),
-            owes_turn: false,
+            owed_reads: 0,
             outbox: VecDeque::new(),
             updates,
             clock,
@@ -123,12 +123,12 @@ impl<D: Driver> LinkTask<D> {
             return true;
         }
         if let Some((job, starts)) = self.schedule.next(now) {
-            self.owes_turn = false;
+            self.owed_reads = self.owed_reads.saturating_sub(1);
             self.serve(job, starts).await;
             return true;
         }
         // Nothing is due: who had to let others go first has his turn again.
-        std::mem::take(&mut self.owes_turn)
+        std::mem::take(&mut self.owed_reads) > 0
     }
 
     fn slot_to_identify(&self, now: Duration) -> Option<usize> {
@@ -245,7 +245,7 @@ impl<D: Driver> LinkTask<D> {
         let retry_at = self.now() + backoff.mul_f64(1.0 - 0.2 * rand::random::<f64>());
         self.down = Some(Down { retry_at, backoff, reason: fault.text.clone() });
         self.cycles.clear();
-        self.owes_turn = false;
+        self.owed_reads = 0;
         self.driver.close();
         for slot in 0..self.devices.len() {
             if let Some(device) = self.devices[slot].as_mut() {

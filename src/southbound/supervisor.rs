@@ -143,7 +143,7 @@ impl Southbound {
     }
 
     /// Carries one request in the protocol's own form (Modbus: function code and data) over the link that polls the device,
-    /// and gives the reply. Between two such requests every other device on the link that is due gets its turn.
+    /// and gives the reply. What is due on the link is read before the next such request, up to eight reads.
     pub async fn exchange(&self, device: &DeviceId, request: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
         let commands = self.route(device).await.ok_or_else(|| ExchangeError::UnknownDevice(device.clone()))?;
         let (reply, outcome) = oneshot::channel();

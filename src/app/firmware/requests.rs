@@ -16,11 +16,13 @@ use crate::management::firmware::{Offer, Source};
 use crate::management::request::{Actor, Ask, Refusal};
 use crate::management::service::{Management, Stopped};
 
-/// Requests that are carried out at a time; more of them wait on their topics.
-const AT_A_TIME: usize = 32;
+/// Requests that are carried out at a time; more of them are refused as `busy`, so that commands do not wait for them.
+const AT_A_TIME: usize = 64;
 /// Largest part of an upload, in octets.
 const MAX_PART: usize = 512 * 1024;
 
+/// What management itself refuses.
+const UNKNOWN: &str = "unknown-action";
 /// Longest address of an artifact.
 const MAX_URL: usize = 2_048;
 
@@ -56,18 +58,22 @@ impl FirmwareRequests {
         stored: Receipt,
     ) -> Result<(), Stopped> {
         while self.waiting.try_join_next().is_some() {}
-        if self.waiting.len() >= AT_A_TIME {
-            let _ended = self.waiting.join_next().await;
-        }
         let Some(Ok(ask)) = Ask::parse(topic, encoding, payload) else {
             return self.management.request_stored(actor, topic, encoding, payload, stored).await.map(drop);
         };
+        let question = question(&ask);
+        if question.as_ref().is_err_and(|refusal| refusal.code == UNKNOWN) {
+            return self.management.request_stored(actor, topic, encoding, payload, stored).await.map(drop);
+        }
         let request = Request { actor, ask };
         let looked_at = request.clone();
         if !self.management.look(move |core| core.admits(&looked_at)).await? {
             return self.management.request_stored(request.actor, topic, encoding, payload, stored).await.map(drop);
         }
-        let asked = match question(&request.ask) {
+        let asked = match question {
+            _ if self.waiting.len() >= AT_A_TIME => {
+                Err(Refusal::new("busy", format!("{AT_A_TIME} requests about firmware are in hand; ask again")))
+            }
             Ok(question) => self.desk.submit(question, &request.actor.name, false).await,
             Err(refusal) => Err(refusal),
         };
@@ -115,7 +121,8 @@ fn question(ask: &Ask) -> Result<Question, Refusal> {
                 "chunk" => {
                     Ok(Question::Chunk { target, id, offset: request.offset, data: STANDARD.encode(&request.data) })
                 }
-                action => Ok(Question::Decide { target, id, approve: action == "approve" }),
+                action @ ("approve" | "abort") => Ok(Question::Decide { target, id, approve: action == "approve" }),
+                _ => Err(Refusal::new(UNKNOWN, "`action` is approve, abort or chunk")),
             }
         }
         _ => Err(Refusal::new("invalid", "this is no request about firmware")),

@@ -11,6 +11,8 @@ use super::super::driver::{Driver, Fault, Scope};
 use super::super::{DeviceConfig, ExchangeError, IdentifyError, Identity, WriteDone, WriteError};
 use super::LinkTask;
 
+/// Reads that are due and go before the next foreign request: a full bus gives a transfer a ninth of its turns.
+const READS_BETWEEN: u8 = 8;
 /// Commands that may wait for a link.
 pub(in super::super) const CAPACITY: usize = 64;
 
@@ -82,7 +84,7 @@ impl<D: Driver> LinkTask<D> {
     /// The next command to obey: writes first. One for a device that must be left alone waits until it need not. After a
     /// foreign request whatever is due is read first: a transfer of firmware is long, and the others must not notice it.
     pub(super) fn next_command(&mut self) -> Option<Command> {
-        let after = |command: &Command| self.owes_turn && matches!(command, Command::Exchange { .. });
+        let after = |command: &Command| self.owed_reads > 0 && matches!(command, Command::Exchange { .. });
         let free = |command: &Command| self.held(command).is_none() && !after(command);
         let write = self.waiting.iter().position(|command| matches!(command, Command::Write { .. }) && free(command));
         let next = write.or_else(|| self.waiting.iter().position(free))?;
@@ -122,7 +124,7 @@ impl<D: Driver> LinkTask<D> {
                 let outcome = self.exchange(&device, &request).await;
                 // A transfer that was given up needs no answer: every request of it may come again.
                 let _ = reply.send(outcome);
-                self.owes_turn = true;
+                self.owed_reads = READS_BETWEEN;
             }
             Command::Write { .. } | Command::Identify { .. } | Command::Exchange { .. } | Command::Hurry { .. } => {}
             Command::Devices { devices, .. } => self.set_devices(devices),

@@ -11,7 +11,7 @@ use crate::model::{Access, DataType, Device, DeviceId, Point, PointId, Tier, Val
 use crate::platform::clock::SystemClock;
 use crate::southbound::driver::{Answer, Scope, Tally};
 use crate::southbound::modbus::{Config, Link, PointAddress, Table};
-use crate::southbound::{DriverConfig, Identity, PointResult, RateGroup, WriteDone, WriteError};
+use crate::southbound::{DriverConfig, ExchangeError, Identity, PointResult, RateGroup, WriteDone, WriteError};
 
 const MS: Duration = Duration::from_millis(1);
 const EVERY: Duration = Duration::from_millis(50);
@@ -90,6 +90,11 @@ impl Driver for Bus {
 
     fn points(&self, (): &(), mut each: impl FnMut(u32)) {
         each(0);
+    }
+
+    async fn exchange(&mut self, _: usize, request: &[u8]) -> Result<Vec<u8>, ExchangeError> {
+        sleep(10 * MS).await;
+        Ok(request.to_vec())
     }
 
     async fn write(&mut self, _: usize, _: u32, _: &Value) -> Result<WriteDone, WriteError> {
@@ -253,4 +258,53 @@ async fn a_link_that_cannot_be_made_is_tried_at_the_pauses_that_are_configured()
     assert_eq!(pauses, [2, 4, 8, 8]);
     let until = link.down.as_ref().unwrap().retry_at;
     assert!((6.4..=8.0).contains(&until.as_secs_f64()), "a fifth of the pause is left to chance: {until:?}");
+}
+
+/// A transfer that sends as fast as it is answered, on a bus that is half full: the others keep their schedule, and the
+/// transfer gets on.
+#[tokio::test(start_paused = true)]
+async fn a_transfer_takes_the_bus_from_nobody_more_than_its_turn() {
+    let time = Duration::from_secs(30);
+    let (updates, mut received) = mpsc::channel(64);
+    let slow = Plant { replies_after: (0..3).map(|slot| (slot, 8 * MS)).collect(), ..Plant::default() };
+    let bus = Bus { plant: Arc::new(Mutex::new(slow)), ..Bus::default() };
+    let mut link = LinkTask::new("bus".into(), bus, updates, SystemClock::shared());
+    (0..3).for_each(|slot| link.attach(device(&format!("d{slot}"), slot as u8 + 1)));
+    let (commands, mut inbox) = mpsc::channel(4);
+    let task = tokio::spawn(async move { link.run(&mut inbox).await });
+    let began = Instant::now();
+    let transfer = async {
+        for carried in 0.. {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let request = vec![21, carried as u8];
+            let device = DeviceId::new("d0").unwrap();
+            commands.send(Command::Exchange { device, request: request.clone(), reply }).await.unwrap();
+            assert_eq!(answer.await.unwrap().unwrap(), request);
+            if began.elapsed() >= time {
+                return carried;
+            }
+        }
+        0
+    };
+    let mut scans: BTreeMap<String, u32> = BTreeMap::new();
+    let reads = async {
+        while let Some(update) = received.recv().await {
+            if let Update::Scan(scan) = update {
+                *scans.entry(scan.device.to_string()).or_default() += 1;
+            }
+        }
+    };
+    let carried = tokio::select! {
+        carried = transfer => carried,
+        () = reads => panic!("the link ended"),
+    };
+    drop(commands);
+    drop(received);
+    task.await.unwrap();
+    let due = time.as_millis() / EVERY.as_millis();
+    for (device, scans) in &scans {
+        assert!(u128::from(*scans) >= due * 95 / 100, "{device} was read {scans} times of {due}");
+    }
+    assert_eq!(scans.len(), 3);
+    assert!(carried > 600, "{carried} requests were carried");
 }
