@@ -181,6 +181,7 @@ impl Gateway {
             fleet: fleet.clone(),
             writer: writer.clone(),
             firmware: firmware_desk.clone(),
+            logs: telemetry.logs.clone(),
             clock: clock.clone(),
         };
         let started = management::start(&loaded, ground).await;
