@@ -28,7 +28,7 @@ fn mib(gateway: &Child) -> u64 {
 #[test]
 fn approved_in_one_batch_and_configured() {
     let full = std::env::var("FIELDGATE_FULL").is_ok_and(|value| value == "1");
-    let count = if full { 1_000 } else { 50 };
+    let count: usize = if full { 1_000 } else { 50 };
     let limit = SOON * if full { 15 } else { 3 };
     let links: Vec<FakeDevice> = (0..count.div_ceil(PER_LINK)).map(|_| FakeDevice::start(Mode::Well)).collect();
     let roles =
