@@ -95,7 +95,8 @@ impl Gateway {
         // The embedded broker, if there is one.
         let broker = match &loaded.gateway.broker {
             Some(section) => {
-                let config = section.config(&tls).map_err(|e| failed("embedded broker")(&e))?;
+                let config =
+                    section.config(&loaded.gateway.identity.root, &tls).map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)

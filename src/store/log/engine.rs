@@ -20,8 +20,8 @@ use crate::store::config::{Config, OnFull};
 use crate::store::fs::{FileSystem, Lock, Open, SyncPoint};
 use crate::store::{ConsumerError, NewRecord, OpenError, Start};
 
-/// First line of the file `FORMAT`.
-pub(crate) const FORMAT: &str = "fieldgate log 1";
+/// Version in the file `FORMAT`.
+const FORMAT: u32 = 1;
 /// Names that begin like this belong to the store itself; they hold records back but do not count as readers.
 pub(crate) const INTERNAL: char = '~';
 
@@ -519,7 +519,13 @@ fn make_dirs(fs: &dyn FileSystem, root: &Path, dir: &Path) -> Result<(), OpenErr
     Ok(())
 }
 
-/// Reads `FORMAT`, or writes it. It is never in the way of a start: a lost one is written again.
+/// First line of the file `FORMAT`, with its checksum: a flipped bit must not look like a later version.
+fn format_line(version: u32) -> String {
+    let text = format!("fieldgate log {version}");
+    format!("{text} crc32c:{:08x}", crc32c::crc32c(text.as_bytes()))
+}
+
+/// Reads `FORMAT`, or writes it. It is never in the way of a start: a lost or damaged one is written again.
 fn check_format(fs: &dyn FileSystem, dir: &Path) -> Result<(), OpenError> {
     let path = dir.join("FORMAT");
     let mut text = vec![0; 64];
@@ -527,15 +533,16 @@ fn check_format(fs: &dyn FileSystem, dir: &Path) -> Result<(), OpenError> {
     text.truncate(known);
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().next().unwrap_or_default();
-    if line == FORMAT {
+    let version = line.strip_prefix("fieldgate log ").and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let version = version.filter(|&version| line == format_line(version));
+    if version == Some(FORMAT) {
         return Ok(());
     }
-    if let Some(version) = line.strip_prefix("fieldgate log ").and_then(|v| v.parse::<u32>().ok())
-        && version > 1
-    {
+    if let Some(version) = version.filter(|&version| version > FORMAT) {
         return Err(OpenError::Newer { dir: dir.to_path_buf(), version });
     }
-    let written = fs.open(&path, Open::Create).and_then(|f| f.write_at(format!("{FORMAT}\n").as_bytes(), 0));
+    let written =
+        fs.open(&path, Open::Create).and_then(|f| f.write_at(format!("{}\n", format_line(FORMAT)).as_bytes(), 0));
     if let Err(error) = written {
         tracing::warn!(%error, path = %path.display(), "cannot write the format file");
     }

@@ -271,3 +271,30 @@ fn a_full_lane_that_keeps_what_it_has_is_synced_and_rests() {
         assert_eq!(drain(&mut engine, &consumer, Lane::Bulk).unwrap().0.len() as u64, kept, "{policy:?}");
     }
 }
+
+#[test]
+fn a_damaged_format_file_is_no_later_version() {
+    let (fs, _, all) = stopped();
+    let (path, len) = fs.files().into_iter().find(|(path, _)| path.ends_with("FORMAT")).unwrap();
+    for at in 0..len * 8 {
+        let (fs, config, _) = stopped();
+        fs.tamper(&path, |bytes| bytes[(at / 8) as usize] ^= 1 << (at % 8));
+        assert!(reopen(&fs, &config, &all, &format!("bit {at}")).is_empty());
+    }
+    for text in ["fieldgate log 1\n", "fieldgate log 2\n", ""] {
+        let (fs, config, _) = stopped();
+        fs.tamper(&path, |bytes| *bytes = text.as_bytes().to_vec());
+        assert!(reopen(&fs, &config, &all, text).is_empty());
+    }
+}
+
+#[test]
+fn the_log_of_a_later_version_is_left_alone() {
+    let (fs, config, _) = stopped();
+    let line = "fieldgate log 2";
+    let sum = crc32c::crc32c(line.as_bytes());
+    let path = fs.files().into_iter().find(|(path, _)| path.ends_with("FORMAT")).unwrap().0;
+    fs.tamper(&path, |bytes| *bytes = format!("{line} crc32c:{sum:08x}\n").into_bytes());
+    let refused = Engine::open(Arc::new(fs.clone()), config, stamp(0)).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("has format 2, which a newer fieldgate wrote"), "{refused}");
+}
