@@ -22,6 +22,6 @@ mod watch;
 pub use client_tls::{ClientTls, ClientTlsFiles};
 pub use files::{TlsError, exposed_key_warning};
 pub use password::{PasswordError, PasswordHash, hash_password};
-pub use peer::{CertificateId, peer_name};
+pub use peer::{CertificateId, DEVICE, peer_name};
 pub use secret::Secret;
 pub use server_tls::{ClientCertificates, ServerTls, ServerTlsFiles};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fieldgate::contract::v1;
 use fieldgate::management::core::Input;
 use fieldgate::management::desired::{ConfigState, Owner, Target};
+use fieldgate::management::lifecycle::State;
 use fieldgate::management::request::{Actor, Ask};
 use management_support::*;
 
@@ -212,11 +213,23 @@ fn a_restart_in_the_middle_of_a_proof_proves_again() {
 #[test]
 fn the_gateway_is_configured_the_same_way() {
     let mut rig = running(1);
-    done(&rig.desire("", 1, r#"{"log":{"level":"debug"},"observability":{"owner":"gateway","endpoint":"http://127.0.0.1:4318"},"history":3}"#));
+    done(&rig.desire("", 1, r#"{"log":{"level":"debug"},"history":3,"auto_approve_declared":false}"#));
     rig.seconds(1);
     assert_eq!(rig.reported("").version, 1);
-    refused(&rig.desire("", 2, r#"{"observability":{"endpoint":"ftp://x"}}"#), "invalid");
-    refused(&rig.desire("", 2, r#"{"observability":{"owner":"gateway","endpoint":"http://user:pw@host"}}"#), "invalid");
+    // What counts from a start only is refused, with its place and what to do.
+    let refusal = rig.desire("", 2, r#"{"otlp":{"endpoint":"http://127.0.0.1:4318"},"log":{"format":"json"}}"#);
+    refused(&refusal, "invalid");
+    let told: Vec<_> = refusal.errors.iter().map(|e| (e.path.as_str(), e.code.as_str())).collect();
+    assert_eq!(told, [("/settings/otlp", "not-permitted"), ("/settings/log/format", "not-permitted")]);
+    assert!(refusal.errors[0].message.contains("fieldgate.toml"), "{refusal:?}");
+    // A device that a file declares from now on waits, also after a restart.
+    rig.declared.push(declaration("pump-2"));
+    rig.boot();
+    assert_eq!(rig.state("pump-2"), State::Pending);
+    rig.restart();
+    rig.declared.push(declaration("pump-3"));
+    rig.boot();
+    assert_eq!(rig.state("pump-3"), State::Pending);
     for version in 2..8 {
         done(&rig.desire("", version, r#"{"history":3}"#));
         rig.seconds(1);

@@ -115,8 +115,17 @@ fn a_listener_is_renewed_while_a_client_stays_and_a_revoked_client_is_out_at_onc
     staying.wait_for_count(seen + 5, SOON);
 
     // Revoked: the connection ends, and no new one is made. Others go on.
-    let other = Subscriber::start(port, "fieldgate/v1/plant/devices/one/telemetry", &strs(&meter));
+    let other = Subscriber::start(port, "fieldgate/v1/plant/devices/meter-9/telemetry", &strs(&meter));
+    publish(port, "fieldgate/v1/plant/devices/meter-9/telemetry", "own", &strs(&meter)).unwrap();
     other.wait_for_count(1, SOON);
+    // A device touches its own topics only, although no rule of the file says so.
+    let curious = Subscriber::start(port, "fieldgate/v1/plant/devices/#", &strs(&meter));
+    let witness = Subscriber::start(port, "fieldgate/v1/plant/devices/+/x", &strs(&ann));
+    let _refused = publish(port, "fieldgate/v1/plant/devices/one/x", "strange", &strs(&meter));
+    publish(port, "fieldgate/v1/plant/devices/meter-9/x", "own", &strs(&meter)).unwrap();
+    witness.wait_for("the device's own message", SOON, |message| message.payload == b"own");
+    assert!(witness.messages().iter().all(|message| message.payload != b"strange"), "it spoke for another device");
+    assert!(curious.messages().is_empty(), "it heard of other devices");
     let serial = site
         .json(&["certs", "list", "--json"])
         .as_array()

@@ -179,6 +179,54 @@ fn a_configuration_is_proven_or_rolled_back_by_itself_on_the_real_drivers() {
 }
 
 #[test]
+fn the_gateway_itself_is_configured_while_it_runs_and_after_a_kill() {
+    let device = FakeDevice::start(Mode::Well);
+    let site = site("[log]\nlevel = \"warn\"\n", &device);
+    // At this level nobody says that it started.
+    let start = || {
+        let gateway = Child::spawn("fieldgate", site.command(&["run"]));
+        eventually("its socket", SOON, || site.run(&["devices"]).status.success().then_some(()));
+        site.wait_for_state("pump", "online");
+        gateway
+    };
+    // A client that comes and goes is a line at this level.
+    let is_loud = |gateway: &Child| {
+        eventually("more lines", SOON, || {
+            publish(site.port(), "x", "y", &[]).ok()?;
+            gateway.lines().iter().any(|line| line.contains("DEBUG")).then_some(())
+        });
+    };
+    let gateway = start();
+    assert!(!gateway.lines().iter().any(|line| line.contains("DEBUG")));
+    site.write("loud.json", r#"{"log": {"level": "debug"}}"#);
+    site.write("wrong.json", r#"{"store": {"max_size": "1 GiB"}}"#);
+    let file = |name: &str| site.path().join(name).display().to_string();
+    let set = site.run(&["config", "set", "gateway", &file("loud.json")]);
+    assert!(set.status.success(), "{}", errors(&set));
+    is_loud(&gateway);
+    let in_force = |version: &str| {
+        let what = format!("version {version} of the gateway to be in force");
+        eventually(&what, SOON, || {
+            let shown = site.json(&["config", "show", "gateway", "--json"]);
+            (shown["version"] == version && shown["state"] == "settled").then_some(())
+        });
+    };
+    in_force("1");
+    let refused = site.run(&["config", "set", "gateway", &file("wrong.json")]);
+    let told = errors(&refused);
+    assert!(!refused.status.success() && told.contains("/settings/store") && told.contains("fieldgate.toml"), "{told}");
+    kill(gateway);
+    let gateway = start();
+    is_loud(&gateway);
+    // Back to the file's level, as a version of its own.
+    site.write("quiet.json", "{}");
+    let set = site.run(&["config", "set", "gateway", &file("quiet.json")]);
+    assert!(set.status.success(), "{}", errors(&set));
+    in_force("2");
+    stop(gateway);
+}
+
+#[test]
 fn without_a_role_everything_is_refused_and_audited_and_a_claim_code_makes_the_first_administrator() {
     let device = FakeDevice::start(Mode::Well);
     let site = site("[management]\napprove_declared = true\n", &device);

@@ -55,8 +55,8 @@ access = "read-write"
 /// A title and what happens in it.
 type Chapter = (&'static str, fn(&mut Year));
 
-/// The chapters, in order. A device's firmware is its own chapter between `clock` and `replacement`: see `whole_firmware.rs`
-/// for what is told of it so far.
+/// The chapters, in order. The device's firmware belongs between `clock` and `replaced`; `whole_device_firmware.rs` tells that
+/// part, kills included.
 const CHAPTERS: [Chapter; 11] = [
     ("discovered, nothing is read", Year::discovered),
     ("approved", Year::approved),

@@ -43,6 +43,7 @@ use crate::management::service::{Management, Stopped};
 use crate::northbound::StateBoard;
 use crate::platform::clock::SharedClock;
 use crate::store::Store;
+use crate::telemetry::LogHandle;
 
 /// How long a new configuration may take to reach the drivers before a start or a reload goes on without waiting.
 const APPLY_LIMIT: Duration = Duration::from_secs(10);
@@ -64,6 +65,8 @@ pub struct Ground {
     pub writer: ScaledWriter,
     /// Updates under way.
     pub firmware: FirmwareDesk,
+    /// The log level.
+    pub logs: LogHandle,
     /// Time.
     pub clock: SharedClock,
 }
@@ -73,7 +76,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
     let section = &loaded.gateway.management;
     let data_dir = loaded.gateway.identity.data_dir.clone();
     let unreadable = |reason| JournalError::Medium { act: "read", reason };
-    let Ground { store, board, events, watcher, fleet, writer, firmware, clock } = ground;
+    let Ground { store, board, events, watcher, fleet, writer, firmware, logs, clock } = ground;
     let settings = Settings {
         gateway: loaded.gateway.identity.id.clone(),
         policy: Policy {
@@ -93,6 +96,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
         watcher: watcher.clone(),
         writer,
         firmware,
+        logs,
         credentials: Arc::new(credentials),
         clock: clock.clone(),
     };

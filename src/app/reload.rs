@@ -184,8 +184,9 @@ impl Reloader {
         if before == after {
             return Ok(None);
         }
+        let root = new.gateway.identity.root.clone();
         let hashed = tokio::task::spawn_blocking(move || {
-            after.access(|user| before.users.contains(user).then(|| running.password_hash(&user.name)).flatten())
+            after.access(&root, |user| before.users.contains(user).then(|| running.password_hash(&user.name)).flatten())
         });
         hashed.await.map_err(|e| e.to_string())?.map(Some).map_err(|e| e.to_string())
     }

@@ -95,7 +95,8 @@ impl Gateway {
         // The embedded broker, if there is one.
         let broker = match &loaded.gateway.broker {
             Some(section) => {
-                let config = section.config(&tls).map_err(|e| failed("embedded broker")(&e))?;
+                let config =
+                    section.config(&loaded.gateway.identity.root, &tls).map_err(|e| failed("embedded broker")(&e))?;
                 let retained = RetainedInState(store.clone());
                 let started = EmbeddedBroker::start(config, retained, clock.clone()).await;
                 Some(started.map_err(|e| failed("embedded broker")(&e))?)
@@ -180,6 +181,7 @@ impl Gateway {
             fleet: fleet.clone(),
             writer: writer.clone(),
             firmware: firmware_desk.clone(),
+            logs: telemetry.logs.clone(),
             clock: clock.clone(),
         };
         let started = management::start(&loaded, ground).await;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::checked::{self, Access, Broker, BrokerLimits};
 use crate::broker::{self, AclRule, Who};
 use crate::security::pki::BelievedTime;
-use crate::security::{self, ClientCertificates, PasswordHash, ServerTls, ServerTlsFiles};
+use crate::security::{self, ClientCertificates, DEVICE, PasswordHash, ServerTls, ServerTlsFiles};
 
 /// Why the embedded broker cannot be made although every value is legal.
 #[derive(Debug, thiserror::Error)]
@@ -47,13 +47,13 @@ pub struct TlsContext {
 }
 
 impl Broker {
-    /// Settings of the embedded broker. Reads certificates and hashes plain passwords (about 50 ms each).
+    /// Settings of the embedded broker of a gateway with this root of topics. Reads certificates and hashes plain passwords (about 50 ms each).
     ///
     /// # Errors
     /// When a certificate, password or rule cannot be used; the error names it.
-    pub fn config(&self, context: &TlsContext) -> Result<broker::Config, IntoBrokerError> {
+    pub fn config(&self, root: &str, context: &TlsContext) -> Result<broker::Config, IntoBrokerError> {
         let listeners = self.listeners.iter().map(|l| listener(l, context)).collect::<Result<_, _>>()?;
-        let (users, acl) = self.access(|_| None)?;
+        let (users, acl) = self.access(root, |_| None)?;
         let mut config = broker::Config::new(listeners, users, acl, limits(&self.limits))?;
         config.snapshot_interval = self.snapshot_interval;
         config.probe_interval = self.probe_interval;
@@ -67,6 +67,7 @@ impl Broker {
     /// When a password or rule cannot be used; the error names it.
     pub fn access(
         &self,
+        root: &str,
         known: impl Fn(&checked::User) -> Option<PasswordHash>,
     ) -> Result<(Vec<broker::User>, broker::Acl), IntoBrokerError> {
         let made = |u: &checked::User| match known(u) {
@@ -74,15 +75,29 @@ impl Broker {
             None => user(u),
         };
         let users = self.users.iter().map(made).collect::<Result<_, _>>()?;
-        let mut rules = Vec::new();
-        for acl in &self.acl {
-            for filter in &acl.topics {
-                rules.push(AclRule::new(Who::parse(&acl.user), access(acl.access), filter)?);
-            }
-        }
+        let rules = rules(root, &self.acl)?;
         let (authenticated, anonymous) = (access(self.authenticated_access), access(self.anonymous_access));
         Ok((users, broker::Acl { rules, authenticated, anonymous }))
     }
+}
+
+/// The rules of the file, and before them those of devices that connect by themselves: a device touches its own topics, and
+/// beyond them only what a rule gives that is made for devices by name.
+fn rules(root: &str, acl: &[checked::Acl]) -> Result<Vec<AclRule>, broker::AclError> {
+    let own = format!("{root}/devices/%n/#");
+    let devices = |access, filter: &str| AclRule::new(Who::Name(format!("{DEVICE}*")), access, filter);
+    let mut rules = vec![devices(broker::Access::ReadWrite, &own)?];
+    let (for_devices, for_others): (Vec<_>, Vec<_>) = acl.iter().partition(|acl| acl.user.starts_with(DEVICE));
+    let add = |acl: &checked::Acl, rules: &mut Vec<AclRule>| {
+        for filter in &acl.topics {
+            rules.push(AclRule::new(Who::parse(&acl.user), access(acl.access), filter)?);
+        }
+        Ok::<_, broker::AclError>(())
+    };
+    for_devices.into_iter().try_for_each(|acl| add(acl, &mut rules))?;
+    rules.push(devices(broker::Access::Deny, "#")?);
+    for_others.into_iter().try_for_each(|acl| add(acl, &mut rules))?;
+    Ok(rules)
 }
 
 fn listener(listener: &checked::Listener, context: &TlsContext) -> Result<broker::Listener, IntoBrokerError> {

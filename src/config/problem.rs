@@ -59,10 +59,39 @@ impl fmt::Display for Problem {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
+        let text = without_credentials(&self.text);
         match self.key.as_str() {
-            "" => write!(f, "{}: {kind}: {}", self.place, self.text),
-            key => write!(f, "{}: {kind}: {key}: {}", self.place, self.text),
+            "" => write!(f, "{}: {kind}: {text}", self.place),
+            key => write!(f, "{}: {kind}: {key}: {text}", self.place),
         }
+    }
+}
+
+/// Texts quote what stands in the file. Where somebody wrote a password into an address, the part before the `@` is left out.
+fn without_credentials(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('@') {
+        let (before, after) = rest.split_at(at);
+        let word = before.rfind([' ', '"', '`', '\'', '\n']).map_or(0, |i| i + 1);
+        let start = before[word..].find("://").map_or(word, |i| word + i + 3);
+        clean.push_str(&before[..start]);
+        clean.push_str(if before[start..].contains(':') { "…" } else { &before[start..] });
+        clean.push('@');
+        rest = &after[1..];
+    }
+    clean + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_an_address_is_not_repeated() {
+        let clean = without_credentials("`mqtt://gw:p/w:x@host:1` and gw:secret@h, but anna@h and \"mqtt://h:1\"");
+        assert_eq!(clean, "`mqtt://…@host:1` and …@h, but anna@h and \"mqtt://h:1\"");
+        assert_eq!(without_credentials("nothing to hide"), "nothing to hide");
     }
 }
 

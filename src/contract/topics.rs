@@ -51,7 +51,7 @@ pub fn command_result(device: &str) -> String {
     format!("devices/{device}/command/result")
 }
 
-/// To the gateway, retained by whoever asks: the firmware that a device shall have.
+/// To the gateway, retained by whoever asks: [`super::v1::DesiredFirmware`].
 pub fn firmware_desired(device: &str) -> String {
     format!("devices/{device}/firmware/desired")
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use super::clock::{Clocks, Reading};
-use super::desired::{Desired, DeviceOverlay, Facts, Profile, Reply, Target, Wanted, Watcher};
+use super::desired::{Desired, DeviceOverlay, Facts, Profile, Reply, Target, Wanted, Watcher, parse_gateway};
 use super::journal::{JournalError, Records, Shelf};
 use super::lifecycle::{Claim, Declaration, Finding, Follow, Lifecycle, Mode, Outcome, Policy};
 use super::request::{Actor, Ask, Refusal, is_correlation_id};
@@ -185,7 +185,10 @@ impl Core {
             Input::Seen { device, claim } => self.lifecycle.seen(now, &device, claim, step),
             Input::Outcome { device, outcome } => self.lifecycle.outcome(now, &device, outcome, step),
             Input::PlanApplied { generation, failures } => self.plan_applied(now, generation, &failures, step),
-            Input::GatewayApplied(result) => self.applied(now, &Target::Gateway, result, step),
+            Input::GatewayApplied(result) => {
+                self.applied(now, &Target::Gateway, result, step);
+                self.follow_gateway();
+            }
             Input::Found { finding, asked_by } => {
                 if let Err(refusal) = self.lifecycle.found(now, finding, &Cause::own(&asked_by), step) {
                     tracing::warn!(%refusal, "a device that a scan found is not taken");
@@ -215,6 +218,7 @@ impl Core {
         step: &mut Step,
     ) {
         self.profiles = profiles;
+        self.follow_gateway();
         self.lifecycle.files(now, devices, step);
         self.clocks.devices(&self.with_clocks());
         if std::mem::take(&mut self.is_fresh) {
@@ -228,6 +232,13 @@ impl Core {
         }
         let (lifecycle, profiles) = (&self.lifecycle, &self.profiles);
         self.desired.check_files(now, |target| facts(lifecycle, profiles, target), step);
+    }
+
+    /// What the gateway's own settings change in here.
+    fn follow_gateway(&mut self) {
+        let overlay = self.desired.settings(&Target::Gateway).and_then(|settings| parse_gateway(settings).ok());
+        let wanted = overlay.and_then(|overlay| overlay.auto_approve_declared);
+        self.lifecycle.set_auto_approve_declared(wanted.unwrap_or(self.settings.policy.auto_approve_declared));
     }
 
     fn with_clocks(&self) -> BTreeSet<DeviceId> {

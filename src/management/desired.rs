@@ -26,8 +26,8 @@ mod states;
 
 pub use desk::{Desired, Facts, Reply, Wanted};
 pub use document::{
-    CommandLimits, DeadbandOverlay, DeviceOverlay, GatewayOverlay, Interlock, LimitsOverlay, Observability, Owner,
-    PointOverlay, TimeSettings, parse_device, parse_duration, parse_gateway,
+    CommandLimits, DeadbandOverlay, DeviceOverlay, GatewayOverlay, Interlock, LimitsOverlay, Owner, PointOverlay,
+    TimeSettings, parse_device, parse_duration, parse_gateway,
 };
 pub use job::{Job, Target, Version};
 pub use profile::{PointProfile, Profile};

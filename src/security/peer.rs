@@ -8,7 +8,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
 
 /// What the plant's authority puts before the id in the certificate of a device, as a URI.
-const DEVICE: &str = "urn:fieldgate:device:";
+const DEVICE_URI: &str = "urn:fieldgate:device:";
+
+/// What the name of a device begins with. No other client can have such a name.
+pub const DEVICE: &str = "device:";
 
 /// `device:` and the id for a certificate of a device of this plant; else the common name of the subject, else the first
 /// DNS, mail or URI alternative name. Only for a certificate that was verified; `None` when it has no such name or an empty
@@ -16,16 +19,20 @@ const DEVICE: &str = "urn:fieldgate:device:";
 pub fn peer_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let common = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    // A name that begins like that of a device is one that somebody chose.
+    let named = |text: &str| match text.starts_with(DEVICE) {
+        true => Some(format!("cn:{text}")),
+        false => (!text.is_empty()).then(|| text.to_owned()),
+    };
     let alternatives = certificate.subject_alternative_name().ok().flatten();
     let names = || alternatives.iter().flat_map(|extension| extension.value.general_names.iter());
     // A user must not become a device, or a device a user, by the choice of a common name.
     let device = names().find_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix(DEVICE),
+        GeneralName::URI(uri) => uri.strip_prefix(DEVICE_URI),
         _ => None,
     });
     if let Some(id) = device {
-        return named(&format!("device:{id}"));
+        return Some(format!("{DEVICE}{id}")).filter(|_| !id.is_empty());
     }
     common.and_then(named).or_else(|| {
         names().find_map(|name| match name {

@@ -1,6 +1,7 @@
 //! Log lines through `tracing`, with a level that can be changed while running.
 
 use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -20,15 +21,39 @@ pub struct LogLevelError {
     reason: String,
 }
 
-/// Changes the log level of the running process.
+/// Changes the log level of the running process: that of the file, and over it one that somebody asks for meanwhile.
 #[derive(Debug, Clone)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub struct LogHandle {
+    handle: reload::Handle<EnvFilter, Registry>,
+    levels: Arc<Mutex<Levels>>,
+}
+
+#[derive(Debug, Clone)]
+struct Levels {
+    file: String,
+    over: Option<String>,
+}
 
 impl LogHandle {
-    /// Uses another level or filter from now on.
+    /// The file names another level or filter. It counts from now on, or once nothing lies over it any more.
     pub fn set_level(&self, level: &str) -> Result<(), LogLevelError> {
+        self.change(|levels| level.clone_into(&mut levels.file))
+    }
+
+    /// Another level than the file's from now on; `None`: the file's again.
+    pub fn set_over(&self, level: Option<&str>) -> Result<(), LogLevelError> {
+        self.change(|levels| levels.over = level.map(str::to_owned))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Levels)) -> Result<(), LogLevelError> {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = levels.clone();
+        change(&mut wanted);
+        let level = wanted.over.as_ref().unwrap_or(&wanted.file);
         let filter = filter(level)?;
-        self.0.reload(filter).map_err(|e| LogLevelError { level: level.to_owned(), reason: e.to_string() })
+        self.handle.reload(filter).map_err(|e| LogLevelError { level: level.clone(), reason: e.to_string() })?;
+        *levels = wanted;
+        Ok(())
     }
 }
 
@@ -53,7 +78,7 @@ pub(super) fn start(config: &LogConfig, mut layers: Vec<BoxedLayer>) -> Result<L
         // A second start in one process (tests): the first subscriber stays.
         tracing::debug!("logging was already started in this process");
     }
-    Ok(LogHandle(handle))
+    Ok(LogHandle { handle, levels: Arc::new(Mutex::new(Levels { file: wanted, over: None })) })
 }
 
 trait WithFilterAll {

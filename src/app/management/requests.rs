@@ -10,9 +10,7 @@ use crate::management::roles::Right;
 use crate::management::service::Management;
 use crate::model::DeviceId;
 use crate::northbound::{Origin, Request, RequestKind};
-
-/// What the broker calls a client that proved with a certificate of this plant that it is a device.
-const DEVICE: &str = "device:";
+use crate::security::DEVICE;
 
 /// Hands requests over until `token` is cancelled.
 pub async fn run(

@@ -31,6 +31,7 @@ use crate::southbound::IdentifyError;
 #[cfg(feature = "modbus")]
 use crate::southbound::{DeviceConfig, DriverConfig, Southbound};
 use crate::store::{Op, Store};
+use crate::telemetry::LogHandle;
 
 /// Results of commands that are forgotten in one write.
 const CHUNK: usize = 500;
@@ -54,6 +55,8 @@ pub struct Plant {
     pub writer: ScaledWriter,
     /// Updates under way.
     pub firmware: FirmwareDesk,
+    /// The log level.
+    pub logs: LogHandle,
     /// Certificates of devices that connect by themselves.
     pub credentials: Arc<Credentials>,
     /// Time.
@@ -65,8 +68,9 @@ impl World for Plant {
         self.fleet.apply(&plan).await
     }
 
-    async fn apply_gateway(&self, _: GatewayOverlay) -> Result<(), String> {
-        Err("this version takes no settings for the gateway itself over topics".to_owned())
+    /// The rest of its settings is management's own.
+    async fn apply_gateway(&self, settings: GatewayOverlay) -> Result<(), String> {
+        self.logs.set_over(settings.log_level.as_deref()).map_err(|e| e.to_string())
     }
 
     async fn identify(&self, device: &DeviceId) -> Result<Claim, String> {

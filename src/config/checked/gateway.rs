@@ -325,7 +325,8 @@ mod tests {
             let time = BelievedTime::new(SystemClock::shared(), 0);
             let context = TlsContext { pki: dir.path().to_owned(), time };
             let broker = gateway.broker.as_ref().unwrap();
-            let config: broker::Config = broker.config(&context).unwrap_or_else(|e| panic!("{e}"));
+            let config: broker::Config =
+                broker.config("fieldgate/v1/plant-7", &context).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.snapshot_interval.as_secs(), 600);
             assert_eq!(gateway.store.config(dir.path()).quota_bytes, gateway.store.max_size);
         }

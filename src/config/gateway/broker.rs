@@ -12,6 +12,7 @@ use crate::config::reader::Reader;
 use crate::config::secret::twice;
 use crate::config::tree::Item;
 use crate::config::value::{boolean, choice, line, millis, size, text, unsigned};
+use crate::security::DEVICE;
 
 const ACCESS: &[(&str, Access)] =
     &[("deny", Access::Deny), ("read", Access::Read), ("write", Access::Write), ("read-write", Access::ReadWrite)];
@@ -130,6 +131,9 @@ fn user_name(item: &Item) -> Result<String, String> {
         name if name == "*" || name == "anonymous" => {
             Err(format!("\"{name}\" stands for other clients in [[broker.acl]]; choose another name"))
         }
+        name if name.starts_with(DEVICE) => Err(format!(
+            "\"{name}\" would be taken for a device; these prove who they are with a certificate (`fieldgate certs issue --device`)"
+        )),
         name => Ok(name),
     }
 }

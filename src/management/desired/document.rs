@@ -3,8 +3,8 @@
 //! Keys of a device: `enabled`, `rate`, `deadband`, `heartbeat`, `on_change`, `stale_after`, `groups.{g}.rate`,
 //! `points.{p}.{enabled, rate, deadband, heartbeat, on_change, access, limits.{min, max}, expect.{min, max}, critical,
 //! interlock.{point, equals | min | max}}`, `time.{set, every, warn, alarm}`, `observability.owner`,
-//! `commands.{rate, per}`. Keys of the gateway: `log.level`, `observability.{owner, endpoint, interval, metrics, traces,
-//! logs}`, `history`, `auto_approve_declared`. Secrets have no place here.
+//! `commands.{rate, per}`. Keys of the gateway are those that can change while it runs: `log.level`, `history`,
+//! `auto_approve_declared`; of others the refusal says where they are set. Secrets have no place here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -126,24 +126,11 @@ pub struct DeviceOverlay {
     pub commands: Option<CommandLimits>,
 }
 
-/// OpenTelemetry of the gateway, as far as it may be set from afar: headers with secrets stay in the file.
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the keys of the document")]
-pub struct Observability {
-    pub owner: Owner,
-    pub endpoint: Option<String>,
-    pub interval: Option<Duration>,
-    pub metrics: Option<bool>,
-    pub traces: Option<bool>,
-    pub logs: Option<bool>,
-}
-
 /// Overlay of the gateway itself.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[allow(missing_docs, reason = "the keys of the document, described in the module")]
 pub struct GatewayOverlay {
     pub log_level: Option<String>,
-    pub observability: Option<Observability>,
     pub history: Option<usize>,
     pub auto_approve_declared: Option<bool>,
 }
@@ -194,6 +181,20 @@ impl<'a> Part<'a, '_> {
         for key in unknown {
             let shown: String = key.chars().take(64).collect();
             self.fail(&shown, "unknown-key", format!("is not known here; known: {}", known.join(", ")));
+        }
+    }
+
+    /// As [`Self::only`], for the gateway: what its files hold beside these counts from a reload or a start.
+    fn only_here(&mut self, known: &[&str]) {
+        let others: Vec<String> = self.map.keys().filter(|k| !known.contains(&k.as_str())).cloned().collect();
+        for key in others {
+            let shown: String = key.chars().take(64).collect();
+            let text = format!(
+                "cannot be changed here; known: {}. The rest stands in fieldgate.toml: change it \
+                 there; the gateway reads it again, and health says what waits for a restart",
+                known.join(", ")
+            );
+            self.fail(&shown, "not-permitted", text);
         }
     }
 
@@ -484,39 +485,15 @@ fn read_time(part: &mut Part<'_, '_>) -> TimeSettings {
 /// Every problem (the first 100).
 pub fn parse_gateway(settings: &Json) -> Result<GatewayOverlay, Vec<FieldError>> {
     root(settings, |part| {
-        part.only(&["log", "observability", "history", "auto_approve_declared"]);
+        part.only_here(&["log", "history", "auto_approve_declared"]);
         let level = part.part("log", |part| {
-            part.only(&["level"]);
+            part.only_here(&["level"]);
             part.choice("level", &["error", "warn", "info", "debug", "trace"].map(|l| (l, l))).map(str::to_owned)
         });
         GatewayOverlay {
             log_level: level.flatten(),
-            observability: part.part("observability", read_observability).flatten(),
             history: part.whole("history", 2..=100).map(|n| n as usize),
             auto_approve_declared: part.bool("auto_approve_declared"),
         }
-    })
-}
-
-fn read_observability(part: &mut Part<'_, '_>) -> Option<Observability> {
-    part.only(&["owner", "endpoint", "interval", "metrics", "traces", "logs"]);
-    if !part.map.contains_key("owner") {
-        part.fail("owner", "missing", "say who owns OpenTelemetry settings: \"gateway\" or \"none\"");
-    }
-    let owner = part.choice("owner", &[("gateway", Owner::Gateway), ("none", Owner::None)])?;
-    let endpoint = part.text("endpoint").map(str::to_owned);
-    if let Some(url) = &endpoint {
-        let plain = url.starts_with("http://") || url.starts_with("https://");
-        if !plain || url.contains('@') || url.len() > 512 {
-            part.fail("endpoint", "out-of-range", "must be a URL such as http://127.0.0.1:4318, without a password");
-        }
-    }
-    Some(Observability {
-        owner,
-        endpoint,
-        interval: part.duration("interval", 1_000, 3_600_000),
-        metrics: part.bool("metrics"),
-        traces: part.bool("traces"),
-        logs: part.bool("logs"),
     })
 }

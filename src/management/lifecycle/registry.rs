@@ -50,6 +50,11 @@ impl Lifecycle {
         Ok(Self { policy, devices, tokens, todo, ..Self::default() })
     }
 
+    /// Whether devices that a file declares are approved by that, from now on.
+    pub fn set_auto_approve_declared(&mut self, yes: bool) {
+        self.policy.auto_approve_declared = yes;
+    }
+
     /// All devices, by id.
     pub fn devices(&self) -> &BTreeMap<DeviceId, DeviceRecord> {
         &self.devices
