@@ -134,7 +134,7 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
         let from = format!("oci://registry.example/{name}");
         wfm.deploy(Deployment::custom("plant/pump", name).component("settings", &from, "1.0")).unwrap()
     };
-    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).map(|status| status.clone());
+    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();
     let first = deploy("good");
     let ended = |seen: &Records, id: &_| {
         status(seen, id).filter(|status| ["installed", "failed"].contains(&status.state.as_str())).map(|_| ())
