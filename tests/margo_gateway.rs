@@ -242,7 +242,9 @@ fn firmware_is_deployed_once_over_a_kill_rolled_back_when_it_fails_and_stays_whe
     };
 
     let first = deploy("good");
-    eventually("a part of the transfer", PATIENCE, || (device.writes() > 20).then_some(()));
+    wait("a part of the transfer, or an end", &|seen| (device.writes() > 20 || has_ended(seen, &first)).then_some(()));
+    let known = || format!("{:?}\n{}", wfm.with(|seen| status(seen, &first)), whole_support::tail(&gateway));
+    assert!(device.writes() > 20, "{}", known());
     gateway.kill();
     assert_eq!(device.version(), "1.0.0");
     let gateway = site.start();
