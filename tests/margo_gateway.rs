@@ -151,7 +151,7 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
         let from = format!("oci://registry.example/{name}");
         wfm.deploy(Deployment::custom("plant/pump", name).component("settings", &from, "1.0")).unwrap()
     };
-    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).map(|status| status.clone());
+    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();
     let first = deploy("good");
     wait("an end", &|seen| has_ended(seen, &first).then_some(()));
     let installed = wfm.with(|seen| format!("{:?}", status(seen, &first)));
