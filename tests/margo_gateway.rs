@@ -231,7 +231,7 @@ fn firmware_is_deployed_once_over_a_kill_rolled_back_when_it_fails_and_stays_whe
         let from = format!("oci://registry.example/{name}");
         wfm.deploy(Deployment::custom("plant/pump", name).component("firmware", &from, "1.0")).unwrap()
     };
-    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).map(|status| status.clone());
+    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();
     let end = |id: &String| {
         wait("an end", &|seen| has_ended(seen, id).then_some(()));
         wfm.with(|seen| format!("{:?}", status(seen, id)))
