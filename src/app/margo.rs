@@ -3,9 +3,12 @@
 //!
 //! Children are the devices that the registry has as active. Recipes are commands: with limits, interlocks, read-back, audit
 //! and at-most-once by correlation id, as if a person had sent them. What a recipe that failed half way wrote stays
-//! until its deployment is removed.
-//! Configurations and firmware are not wired to device management yet, so no device offers them here.
+//! until its deployment is removed. Configurations are versions of `config/desired`, with their proof and way back.
+//! Firmware is not wired to device management yet, so no device offers it here.
 
+mod configuration;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,7 +131,8 @@ pub struct GatewayPlant {
     pub events: EventLog,
 }
 
-fn child(view: &DeviceView) -> Child {
+/// `delegated`: what device management may do there.
+fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>) -> Child {
     let writable = view.device.points.iter().any(|point| point.access != Access::Read);
     let identity = Identity {
         vendor: view.identity.vendor.clone(),
@@ -140,7 +144,11 @@ fn child(view: &DeviceView) -> Child {
         parent: None,
         identity,
         protocol: view.device.protocol.to_owned(),
-        functions: Functions { recipe: writable, ..Functions::default() },
+        functions: Functions {
+            configuration: delegated.contains("config"),
+            recipe: writable && delegated.contains("command"),
+            firmware: false,
+        },
         reachable: matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. }),
     }
 }
@@ -149,11 +157,15 @@ impl Plant for GatewayPlant {
     async fn inventory(&self) -> Inventory {
         let active = self.management.look(|core| {
             let devices = core.lifecycle().devices().iter();
-            devices.filter(|(_, record)| record.state == State::Active).map(|(id, _)| id.clone()).collect::<Vec<_>>()
+            let active = devices.filter(|(_, record)| record.state == State::Active);
+            let delegated = |id| core.lifecycle().declaration(id).map(|d| d.delegated.clone()).unwrap_or_default();
+            active.map(|(id, _)| (id.clone(), delegated(id))).collect::<Vec<_>>()
         });
         // An error says that the gateway stops: nothing is taken back for that.
         let Ok(active) = active.await else { return Inventory::default() };
-        let children = self.latest.read(|table| active.iter().filter_map(|id| table.get(id).map(child)).collect());
+        let children = self.latest.read(|table| {
+            active.iter().filter_map(|(id, delegated)| table.get(id).map(|view| child(view, delegated))).collect()
+        });
         Inventory { gateway: Identity::default(), functions: Functions::default(), children }
     }
 
@@ -168,7 +180,11 @@ impl Plant for GatewayPlant {
     }
 
     async fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
-        let (Some(device), Work::Recipe { values }) = (device, work) else { return Err(not_offered(work)) };
+        let (device, values) = match (device, work) {
+            (Some(device), Work::Configuration { .. }) => return configuration::before(&self.management, device).await,
+            (Some(device), Work::Recipe { values }) => (device, values),
+            _ => return Err(not_offered(work)),
+        };
         if values.len() > MOST_WRITES {
             let text = format!(
                 "the recipe writes {} points, one command of this gateway writes at most {MOST_WRITES}",
@@ -192,17 +208,21 @@ impl Plant for GatewayPlant {
 
     async fn carry_out(&self, order: Order) -> Result<(), Refusal> {
         let Order { key, device, actor, act } = order;
-        let values: Vec<PointValue> = match &act {
-            Act::Apply(Work::Recipe { values }) => values.clone(),
-            Act::Undo { work: Work::Recipe { .. }, before } => before
-                .values
-                .iter()
-                .map(|(point, value)| PointValue { point: point.clone(), value: value.clone() })
-                .collect(),
-            Act::Apply(work) | Act::Undo { work, .. } => return Err(not_offered(work)),
-        };
         let Some(device) = device else {
-            return Err(Refusal::new("not-supported", "the gateway itself takes no recipe"));
+            return Err(Refusal::new("not-supported", "nothing is deployed to the gateway itself"));
+        };
+        let values: Vec<PointValue> = match act {
+            Act::Apply(Work::Configuration { document }) => {
+                return configuration::apply(&self.management, &key, &device, &actor, document).await;
+            }
+            Act::Undo { work: Work::Configuration { .. }, before } => {
+                return configuration::undo(&self.management, &key, &device, &actor, &before).await;
+            }
+            Act::Apply(Work::Recipe { values }) => values,
+            Act::Undo { work: Work::Recipe { .. }, before } => {
+                before.values.into_iter().map(|(point, value)| PointValue { point, value }).collect()
+            }
+            Act::Apply(work) | Act::Undo { work, .. } => return Err(not_offered(&work)),
         };
         if values.is_empty() {
             return Ok(());

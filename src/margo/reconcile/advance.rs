@@ -13,6 +13,10 @@ use crate::margo::words::Digest;
 /// Code of a status when the device does not answer.
 const UNREACHABLE: &str = "102";
 const CONFLICT: &str = "conflict";
+/// Codes of our own objections, which pass when somebody changes a setting.
+const OBJECTIONS: [&str; 3] = ["not-supported", "not-delegated", "does-not-fit"];
+/// Code of a status when the plant refuses with one of those codes: that is final, whatever our own rules say.
+const REFUSED: &str = "refused";
 
 impl Placement {
     /// Whether everything was undone.
@@ -188,7 +192,7 @@ impl Reconciler {
     }
 
     fn is_objection(part: &Part) -> bool {
-        ["not-supported", "not-delegated", "does-not-fit"].iter().any(|code| part.has_code(code))
+        OBJECTIONS.iter().any(|code| part.has_code(code))
     }
 
     /// Why a part cannot be applied on its device now.
@@ -294,7 +298,11 @@ impl Reconciler {
                 (part.state, part.error) = (State::Removing, Some(StatusError::unreachable(&self.scope.top)));
             }
             (true, false) => part.fail(StatusError::unreachable(&self.scope.top)),
-            (false, _) => part.fail(report::error(&key.1, &refusal.code, &refusal.message)),
+            (false, _) => {
+                let ours = OBJECTIONS.contains(&refusal.code.as_str());
+                let code = if ours { REFUSED } else { &refusal.code };
+                part.fail(report::error(&key.1, code, &refusal.message));
+            }
         }
         // An undo is tried again whatever it was: nobody can ask for it a second time.
         if refusal.unreachable || undo {

@@ -405,6 +405,21 @@ async fn a_failed_health_gate_is_reported_failed_and_not_tried_again() {
     assert_eq!((bench.plant.point("a", "speed"), bench.plant.point("a", "mode")), (Some(0), Some(0)));
 }
 
+/// Device management may know better than our own rules: it is asked once, not again and again.
+#[tokio::test]
+async fn a_refusal_of_the_plant_in_our_own_words_is_final_too() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    let refusal = Refusal::new("not-delegated", "a tier 1 device that keeps this for itself");
+    bench.plant.refuse.insert("a".to_owned(), refusal);
+    bench.want(&[(1, "gw/a", &["r1"])]).await;
+    assert_eq!((bench.last(1, Some("gw/a")).state, bench.code(1, Some("gw/a")).as_str()), (State::Failed, "refused"));
+    let orders = bench.plant.answers.len();
+    bench.pass(3_600).await;
+    bench.look().await;
+    assert_eq!(bench.plant.answers.len(), orders);
+}
+
 #[tokio::test]
 async fn two_deployments_cannot_hold_the_same_point() {
     let mut bench = Bench::new().await;
