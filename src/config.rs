@@ -88,20 +88,19 @@ pub fn load(dir_or_file: &Path) -> Result<Loaded, Problems> {
 }
 
 /// The gateway's data directory, also when the configuration is refused: who looks at a running gateway, whose
-/// configuration in force is an older one, needs no more.
+/// configuration in force is an older one, needs no more. The files of its devices are not read: there may be thousands.
 ///
 /// # Errors
 /// As [`load`], when not even that can be told.
 pub fn find_data_dir(dir_or_file: &Path) -> Result<PathBuf, Problems> {
-    let problems = match load(dir_or_file) {
-        Ok(loaded) => return Ok(loaded.gateway.identity.data_dir),
-        Err(problems) => problems,
-    };
     let main_file = if dir_or_file.is_dir() { dir_or_file.join(MAIN_FILE) } else { dir_or_file.to_owned() };
     let text = std::fs::read_to_string(&main_file).ok();
-    let Some(main) = text.and_then(|text| text.parse::<toml::Table>().ok()) else { return Err(problems) };
+    let Some(main) = text.and_then(|text| text.parse::<toml::Table>().ok()) else {
+        return load(dir_or_file).map(|loaded| loaded.gateway.identity.data_dir);
+    };
+    let dir = main_file.parent().unwrap_or(Path::new(""));
     let named = main.get("gateway").and_then(|gateway| gateway.get("data_dir")).and_then(toml::Value::as_str);
-    Ok(main_file.parent().unwrap_or(Path::new("")).join(named.unwrap_or("data")))
+    Ok(named.map_or_else(|| dir.join("data"), |named| secret::without_parents(&dir.join(named.trim()))))
 }
 
 /// [`load`] with another source of environment variables.

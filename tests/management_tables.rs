@@ -386,6 +386,10 @@ fn exactly_one_gateway_owns_a_device_at_any_time() {
     assert_eq!((here.state("pump"), owners(&here, &there)), (State::Transferred, (false, false)));
     here.restart();
     assert_eq!(owners(&here, &there), (false, false), "a restart does not take it back");
+    // The retained document comes with the start: it was done, and that is said again. Another one is not possible.
+    done(&here.desire("pump", 3, r#"{"heartbeat":"7 s"}"#));
+    refused(&here.desire("pump", 3, r#"{"heartbeat":"8 s"}"#), "not-possible");
+    refused(&here.desire("pump", 4, r#"{"heartbeat":"7 s"}"#), "not-possible");
     let again = here.request(import(&receipt.document));
     done(&again);
     done(&there.request(import(&release.document)));

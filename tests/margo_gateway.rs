@@ -1,48 +1,64 @@
-//! The whole program as a client of the simulated fleet manager: join by its own words, a recipe that reaches registers, a
-//! kill in between, and a removal that writes back.
+//! The whole program as a client of the simulated fleet manager: join by its own words, recipes that reach registers,
+//! configurations and firmware that are proven or taken back, kills in between, and removals.
 #![cfg(feature = "margo")]
 #![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod support;
 mod whole_support;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use fieldgate::margo::component::{CONFIGURATION_TYPE, RECIPE_TYPE};
+use fieldgate::margo::component::{CONFIGURATION_TYPE, FIRMWARE_MANIFEST_TYPE, FIRMWARE_TYPE, RECIPE_TYPE};
 use fieldgate::margo::words::Digest;
+use fieldgate_simulators::firmware_target::{FirmwareTarget, Settings, Trouble};
 use fieldgate_simulators::margo::{Authority, Deployment, Records, Wfm, WfmOptions};
 use serde_json::json;
-use whole_support::{FakeDevice, Mode, Site, errors, stop, text};
+use support::eventually;
+use whole_support::{FakeDevice, Mode, Site, body, errors, stop, text};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const POINT: &str = "[[points]]\nid = \"setpoint\"\ntable = \"holding\"\naddress = 10\naccess = \"read-write\"\n";
 
-/// A payload as an image of an OCI image layout.
-fn artifact(site: &Site, name: &str, media_type: &str, payload: &serde_json::Value) {
-    let payload = payload.to_string();
-    let empty =
-        json!({ "mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::of(b"{}").to_string(), "size": 2 });
-    let layer =
-        json!({ "mediaType": media_type, "digest": Digest::of(payload.as_bytes()).to_string(), "size": payload.len() });
-    let manifest = json!({ "schemaVersion": 2, "config": empty, "layers": [layer] }).to_string();
-    let digest = Digest::of(manifest.as_bytes());
+/// Layers with their media types as an image of an OCI image layout.
+fn artifact(site: &Site, name: &str, layers: &[(&str, &str)]) {
+    let digest = |text: &str| Digest::of(text.as_bytes());
+    let described =
+        |kind: &str, text: &str| json!({ "mediaType": kind, "digest": digest(text).to_string(), "size": text.len() });
+    let listed: Vec<_> = layers.iter().map(|(kind, text)| described(kind, text)).collect();
+    let empty = described("application/vnd.oci.empty.v1+json", "{}");
+    let manifest = json!({ "schemaVersion": 2, "config": empty, "layers": listed }).to_string();
     let layout = format!("artifacts/registry.example/{name}");
-    for bytes in [&payload, &manifest] {
-        site.write(&format!("{layout}/blobs/sha256/{}", Digest::of(bytes.as_bytes()).hex()), bytes);
+    for text in layers.iter().map(|(_, text)| *text).chain([manifest.as_str()]) {
+        site.write(&format!("{layout}/blobs/sha256/{}", digest(text).hex()), text);
     }
-    let entry = json!({
-        "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": manifest.len(),
-        "annotations": { "org.opencontainers.image.ref.name": "1.0" },
-    });
+    let mut entry = described("application/vnd.oci.image.manifest.v1+json", &manifest);
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "1.0" });
     site.write(&format!("{layout}/index.json"), &json!({ "schemaVersion": 2, "manifests": [entry] }).to_string());
+}
+
+/// The `[margo]` of a gateway whose fleet manager may deploy `delegate` to its devices.
+fn margo(wfm: &Wfm, delegate: &str) -> String {
+    format!(
+        "[margo]\nurl = \"{}\"\ntrust = {{ bundle = \"bundle.json\" }}\npolling = {{ every = \"1 s\" }}\ndelegate = {{ {delegate} = true }}\nartifacts = {{ directory = \"artifacts\", registries = false }}\n",
+        wfm.url()
+    )
+}
+
+/// Joining: the key stays, the request goes to the operator, the chain comes back.
+fn join(site: &Site, wfm: &Wfm, authority: &Authority) {
+    site.write("bundle.json", &authority.bundle().to_string());
+    let joined = site.run(&["margo", "join", "--trust-domain", "plant.example", "--wfm", wfm.id()]);
+    assert!(joined.status.success(), "{}", errors(&joined));
+    assert!(text(&joined).contains(&authority.client_id(wfm.id(), "plant")), "{}", text(&joined));
+    let request = std::fs::read_to_string(site.data().join("margo/svid.csr.pem")).unwrap();
+    let chain = authority.sign_request(&request, &authority.client_id(wfm.id(), "plant"), Duration::from_secs(86_400));
+    site.write("data/margo/svid.pem", &chain.unwrap());
 }
 
 /// A site of one pump that has joined a fleet manager, which may deploy `delegate` to it.
 fn joined(wfm: &Wfm, authority: &Authority, delegate: &str) -> (Site, FakeDevice) {
-    let site = Site::new(&format!(
-        "[margo]\nurl = \"{}\"\ntrust = {{ bundle = \"bundle.json\" }}\npolling = {{ every = \"1 s\" }}\ndelegate = {{ {delegate} = true }}\nartifacts = {{ directory = \"artifacts\", registries = false }}\n",
-        wfm.url()
-    ));
+    let site = Site::new(&margo(wfm, delegate));
     let device = FakeDevice::start(Mode::Well);
     site.device(
         "pump",
@@ -51,14 +67,7 @@ fn joined(wfm: &Wfm, authority: &Authority, delegate: &str) -> (Site, FakeDevice
         "[modbus.write]\nverify = false\n",
         POINT,
     );
-    site.write("bundle.json", &authority.bundle().to_string());
-    // Joining: the key stays, the request goes to the operator, the chain comes back.
-    let joined = site.run(&["margo", "join", "--trust-domain", "plant.example", "--wfm", wfm.id()]);
-    assert!(joined.status.success(), "{}", errors(&joined));
-    assert!(text(&joined).contains(&authority.client_id(wfm.id(), "plant")), "{}", text(&joined));
-    let request = std::fs::read_to_string(site.data().join("margo/svid.csr.pem")).unwrap();
-    let chain = authority.sign_request(&request, &authority.client_id(wfm.id(), "plant"), Duration::from_secs(86_400));
-    site.write("data/margo/svid.pem", &chain.unwrap());
+    join(&site, wfm, authority);
     (site, device)
 }
 
@@ -72,7 +81,7 @@ fn a_gateway_joins_takes_a_recipe_survives_a_kill_and_takes_it_back() {
     };
     let (site, device) = joined(&wfm, &authority, "recipe");
     let recipe = json!({ "values": [{ "point": "setpoint", "value": 42 }] });
-    artifact(&site, "pump", RECIPE_TYPE, &recipe);
+    artifact(&site, "pump", &[(RECIPE_TYPE, &recipe.to_string())]);
 
     let gateway = site.start();
     wait("the pump", &|seen| seen.devices.contains_key("plant/pump").then_some(()));
@@ -105,6 +114,14 @@ fn a_gateway_joins_takes_a_recipe_survives_a_kill_and_takes_it_back() {
     stop(gateway);
 }
 
+/// Whether a deployment to the pump ended. One that finds the pump silent (102) is tried again.
+fn has_ended(seen: &Records, id: &str) -> bool {
+    seen.status(id, Some("plant/pump")).is_some_and(|status| match status.state.as_str() {
+        "failed" => status.body["status"]["error"]["code"] != "102",
+        state => state == "installed",
+    })
+}
+
 /// The version in force and the rate of the pump, as the command line shows them.
 fn in_force(site: &Site) -> (String, serde_json::Value) {
     let shown = site.run(&["config", "show", "pump", "--json"]);
@@ -126,7 +143,7 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
     let bad = json!({ "settings": { "points": { "setpoint": { "expect": { "max": 1 } } } }, "proveWithin": "2 s" });
     let wrong = json!({ "settings": { "rtae": "1 s" } });
     for (name, document) in [("good", &good), ("bad", &bad), ("wrong", &wrong)] {
-        artifact(&site, name, CONFIGURATION_TYPE, document);
+        artifact(&site, name, &[(CONFIGURATION_TYPE, &document.to_string())]);
     }
     let gateway = site.start();
     wait("the pump", &|seen| seen.devices.contains_key("plant/pump").then_some(()));
@@ -136,10 +153,7 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
     };
     let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();
     let first = deploy("good");
-    let ended = |seen: &Records, id: &_| {
-        status(seen, id).filter(|status| ["installed", "failed"].contains(&status.state.as_str())).map(|_| ())
-    };
-    wait("an end", &|seen| ended(seen, &first));
+    wait("an end", &|seen| has_ended(seen, &first).then_some(()));
     let installed = wfm.with(|seen| format!("{:?}", status(seen, &first)));
     assert!(installed.contains("\"installed\""), "{installed}");
     assert_eq!(in_force(&site), ("applied".to_owned(), json!("300 ms")));
@@ -155,12 +169,117 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
 
     for (name, told) in [("bad", "expected range"), ("wrong", "rtae")] {
         let id = deploy(name);
-        wait(name, &|seen| (status(seen, &id)?.state == "failed").then_some(()));
+        wait(name, &|seen| has_ended(seen, &id).then_some(()));
         let failed = wfm.with(|seen| format!("{:?}", status(seen, &id)));
-        assert!(failed.contains(told), "{failed}");
+        assert!(failed.contains("\"failed\"") && failed.contains(told), "{failed}");
         assert!(wfm.remove(&id));
         wait("removed", &|seen| (status(seen, &id)?.state == "removed").then_some(()));
     }
     assert_eq!(in_force(&site).1, rate);
     stop(gateway);
+}
+
+const PROFILE: &str = "[firmware]\nmethod = \"modbus-files\"\nstatus = 0\ncommand = 1\nsize = 2\nreceived = 4\ndigest = 8\n\
+    version = 32\nprove_within = \"20 s\"\nrate = \"24 KiB\"\n\n[[points]]\nid = \"state\"\ntable = \"holding\"\naddress = 0\n";
+
+/// Firmware of the pump, signed with a key of the site, as an artifact.
+fn firmware(site: &Site, name: &str, key: &str, version: &str) {
+    let image = format!("#!/bin/sh\necho {version}\n{}", "#".repeat(40_000));
+    let (path, key) = (site.path().join(name), site.path().join(key));
+    site.write(name, &image);
+    let (path, key) = (path.to_str().unwrap(), key.to_str().unwrap());
+    let signed = site.run(&["firmware", "sign", path, "--key", key, "--target", "pump-p7", "--release", version]);
+    assert!(signed.status.success(), "{}", errors(&signed));
+    let manifest = std::fs::read_to_string(format!("{path}.manifest")).unwrap();
+    artifact(site, name, &[(FIRMWARE_TYPE, &image), (FIRMWARE_MANIFEST_TYPE, &manifest)]);
+}
+
+/// A site of one pump that takes firmware, joined, with the images `good`, `bad` and `foreign`.
+fn firmware_site(wfm: &Wfm, authority: &Authority, port: u16) -> Site {
+    let site = Site::new("");
+    for key in ["plant", "stranger"] {
+        let made = site.run(&["firmware", "keygen", site.path().join(key).to_str().unwrap()]);
+        assert!(made.status.success(), "{}", errors(&made));
+    }
+    site.main_file(&format!("[firmware]\nkeys = [\"plant.pub\"]\n\n{}", margo(wfm, "firmware")));
+    site.write("profiles/pump-p7.toml", PROFILE);
+    let head = "profile = \"pump-p7\"\ndelegated = [\"firmware\"]\nrate = \"100 ms\"\n";
+    site.device("pump", port, head, "breaker = { failures = 100 }\n", "");
+    firmware(&site, "good", "plant", "2.0.0");
+    firmware(&site, "bad", "plant", "3.0.0");
+    firmware(&site, "foreign", "stranger", "4.0.0");
+    join(&site, wfm, authority);
+    site
+}
+
+#[test]
+fn firmware_is_deployed_once_over_a_kill_rolled_back_when_it_fails_and_stays_when_it_is_removed() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let authority = Authority::new("plant.example").unwrap();
+    let wfm = runtime.block_on(Wfm::start(WfmOptions::new(authority.clone()))).unwrap();
+    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| {
+        runtime.block_on(wfm.wait(what, PATIENCE, look)).unwrap_or_else(|error| panic!("{error}"));
+    };
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let restart = Duration::from_millis(300);
+    let settings = Settings { listen, version: "1.0.0".to_owned(), restart, trouble: Trouble::None };
+    let device = runtime.block_on(FirmwareTarget::start(settings)).unwrap();
+    let site = firmware_site(&wfm, &authority, device.address().port());
+    let gateway = site.start();
+    wait("the pump", &|seen| seen.devices.contains_key("plant/pump").then_some(()));
+    let deploy = |name: &str| {
+        let from = format!("oci://registry.example/{name}");
+        wfm.deploy(Deployment::custom("plant/pump", name).component("firmware", &from, "1.0")).unwrap()
+    };
+    let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();
+    let end = |id: &String| {
+        wait("an end", &|seen| has_ended(seen, id).then_some(()));
+        wfm.with(|seen| format!("{:?}", status(seen, id)))
+    };
+    let remove = |id: &String| {
+        assert!(wfm.remove(id));
+        wait("removed", &|seen| (status(seen, id)?.state == "removed").then_some(()));
+    };
+
+    let first = deploy("good");
+    wait("a part of the transfer, or an end", &|seen| (device.writes() > 20 || has_ended(seen, &first)).then_some(()));
+    let known = || format!("{:?}\n{}", wfm.with(|seen| status(seen, &first)), whole_support::tail(&gateway));
+    assert!(device.writes() > 20, "{}", known());
+    gateway.kill();
+    assert_eq!(device.version(), "1.0.0");
+    let gateway = site.start();
+    let installed = end(&first);
+    assert!(installed.contains("\"installed\""), "{installed}");
+    assert_eq!(device.version(), "2.0.0");
+    let audit = site.json(&["audit", "--device", "pump", "--json", "--last", "10000"]);
+    let entries = audit.as_array().unwrap().iter().filter(|entry| entry["action"] == "firmware-offer");
+    let by: Vec<_> =
+        entries.map(|entry| (entry["actor"].as_str().unwrap(), entry["outcome"].as_str().unwrap())).collect();
+    assert_eq!(by, [(format!("margo:{first}").as_str(), "done")], "offered once, by its deployment");
+
+    let events = site.subscribe("devices/pump/events");
+    remove(&first);
+    eventually("the event", PATIENCE, || {
+        let mut all = events.messages().into_iter().filter(|m| !m.payload.is_empty()).map(|m| body(&m.payload));
+        all.any(|event| event["kind"] == "margo-firmware-stays" && event["message"].as_str().unwrap().contains("2.0.0"))
+            .then_some(())
+    });
+    assert_eq!(device.version(), "2.0.0", "firmware is not taken back");
+
+    device.set_trouble(Trouble::DoesNotStart);
+    for (name, told) in [("bad", ["device-failed", "runs again"]), ("foreign", ["bad-signature", "not signed"])] {
+        let id = deploy(name);
+        let failed = end(&id);
+        assert!(failed.contains("\"failed\"") && told.iter().all(|told| failed.contains(told)), "{failed}");
+        assert_eq!(device.version(), "2.0.0");
+        remove(&id);
+    }
+    // What runs already is in force without a transfer.
+    let writes = device.writes();
+    let installed = end(&deploy("good"));
+    assert!(installed.contains("\"installed\""), "{installed}");
+    assert_eq!((device.version().as_str(), device.writes()), ("2.0.0", writes));
+    stop(gateway);
+    drop(device);
+    runtime.shutdown_background();
 }

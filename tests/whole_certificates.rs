@@ -146,6 +146,42 @@ fn a_listener_is_renewed_while_a_client_stays_and_a_revoked_client_is_out_at_onc
     stop(gateway);
 }
 
+#[test]
+fn a_device_touches_its_own_topics_only_whatever_the_rules_for_others_say() {
+    let (site, _device, port) = plant("[[broker.acl]]\nuser = \"*\"\ntopics = [\"#\"]\n");
+    let gateway = site.start();
+    let (ann, meter) = (shown(&issue(&site, "--user", "ann").0), shown(&issue(&site, "--device", "meter-9").0));
+    let root = "fieldgate/v1/plant";
+    let own = format!("{root}/devices/meter-9/x");
+    let others = ["x", "devices/meter-9/x"].map(str::to_owned).into_iter();
+    let others =
+        others.chain(["x", "management/x", "devices/one/x", "devices/meter-90/x"].map(|t| format!("{root}/{t}")));
+    let others: Vec<String> = others.collect();
+
+    // It hears what it is told, and nothing else, however it asks.
+    let wide = ["#", "+/x", "$SYS/#"].map(str::to_owned).into_iter();
+    let wide = wide.chain(["#", "devices/#", "devices/+/x", "devices/one/x"].map(|t| format!("{root}/{t}")));
+    let asked: Vec<String> = wide.chain(others.clone()).flat_map(|filter| ["-t".to_owned(), filter]).collect();
+    let heard = Subscriber::start(port, &own, &[strs(&asked), strs(&meter)].concat());
+    for topic in others.iter().chain([&own]) {
+        publish(port, topic, "from ann", &strs(&ann)).unwrap();
+    }
+    heard.wait_for("what is its own", SOON, |message| message.topic == own);
+    assert!(heard.messages().iter().all(|message| message.topic == own), "it heard what is not its own");
+
+    // It speaks for itself only.
+    let witness = Subscriber::start(port, "#", &strs(&ann));
+    for topic in &others {
+        let _refused = publish(port, topic, "from meter-9", &strs(&meter));
+    }
+    publish(port, &own, "from meter-9", &strs(&meter)).unwrap();
+    let said = |message: &support::Message| message.payload == b"from meter-9";
+    witness.wait_for("its own message", SOON, |message| said(message) && message.topic == own);
+    let strange = witness.messages().into_iter().find(|message| said(message) && message.topic != own);
+    assert!(strange.is_none(), "it spoke on {:?}", strange.map(|message| message.topic));
+    stop(gateway);
+}
+
 /// An authority whose certificates were made `days` ago, in the gateway's place.
 fn made_ago(site: &Site, days: u64) -> String {
     let config = PkiConfig::new(&site.data().join("pki"));

@@ -1,4 +1,4 @@
-//! **The year of a device**: found, trusted, configured, commanded, set to the time, replaced, handed over to a second
+//! **The year of a device**: found, trusted, configured, commanded, set to the time, updated, replaced, handed over to a second
 //! gateway and retired, over topics and with the real program, while both gateways are killed at random moments. At the end
 //! topics, registry and audit log tell the same story, and nothing was done twice.
 //!
@@ -12,10 +12,11 @@ mod year_support;
 
 use std::time::Duration;
 
+use fieldgate_simulators::firmware_target::Trouble;
 use serde_json::{Value, json};
 use support::eventually;
 use whole_support::text;
-use year_support::{Books, Gate, Hardware, Kills, Make};
+use year_support::{Books, FIRST_FIRMWARE, Gate, Hardware, Kills, Make, firmware};
 
 const SETPOINT: u16 = 1;
 const CRITICAL: u16 = 2;
@@ -55,9 +56,8 @@ access = "read-write"
 /// A title and what happens in it.
 type Chapter = (&'static str, fn(&mut Year));
 
-/// The chapters, in order. The device's firmware belongs between `clock` and `replaced`; `whole_device_firmware.rs` tells that
-/// part, kills included.
-const CHAPTERS: [Chapter; 11] = [
+/// The chapters, in order.
+const CHAPTERS: [Chapter; 13] = [
     ("discovered, nothing is read", Year::discovered),
     ("approved", Year::approved),
     ("configured", Year::configured),
@@ -66,6 +66,8 @@ const CHAPTERS: [Chapter; 11] = [
     ("commanded", Year::commanded),
     ("a critical point, in two steps", Year::critical),
     ("its clock is set", Year::clock),
+    ("its firmware is updated", Year::updated),
+    ("an update that does not start leaves the old firmware", Year::not_updated),
     ("replaced by new hardware", Year::replaced),
     ("handed over to the second gateway", Year::handed_over),
     ("retired", Year::retired),
@@ -113,15 +115,27 @@ impl Year {
         let (mut south, mut north) = (Gate::new("south"), Gate::new("north"));
         let key = |gate: &Gate| text(&gate.site().run(&["export", "--public-key"])).trim().to_owned();
         let keys = [key(&south), key(&north)];
+        let trusted = firmware::prepare(&south, &north);
+        // The one of pymodbus takes no files.
+        let profile = match make {
+            Make::Pymodbus => String::new(),
+            Make::Simulator => format!("profile = \"{}\"\n", firmware::KIND),
+        };
         for (gate, partner, key) in [(&south, "north", &keys[1]), (&north, "south", &keys[0])] {
             let (id, port) = (gate.name(), gate.site().port());
             let file = format!(
                 "[log]\nlevel = \"debug\"\n[gateway]\nid = \"{id}\"\n[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\n[management]\n\
                  approve_declared = false\n[[management.role]]\nidentity = \"mqtt:*\"\nrole = \"administrator\"\n\
-                 [management.partners]\n{partner} = \"{key}\"\n"
+                 [management.partners]\n{partner} = \"{key}\"\n{trusted}"
             );
             gate.site().write("fieldgate.toml", &file);
-            gate.site().device("pump", hardware.port(), HEAD, "serial_object = 128\nreconnect_max = \"1 s\"\n", POINTS);
+            gate.site().device(
+                "pump",
+                hardware.port(),
+                &format!("{profile}{HEAD}"),
+                "serial_object = 128\nreconnect_max = \"1 s\"\n",
+                POINTS,
+            );
         }
         south.start();
         north.start();
@@ -224,6 +238,42 @@ impl Year {
         });
     }
 
+    fn updated(&mut self) {
+        if self.make == Make::Pymodbus {
+            return;
+        }
+        self.runs(&self.south, FIRST_FIRMWARE);
+        let (image, job) = firmware::update(&self.south, "firmware-2", "2.0.0");
+        assert_eq!(job["stage"], "done", "{job}");
+        assert!(self.hardware.firmware().image() == image, "the device holds what was signed");
+        self.runs(&self.south, "2.0.0");
+    }
+
+    fn not_updated(&mut self) {
+        if self.make == Make::Pymodbus {
+            return;
+        }
+        let before = self.hardware.firmware().image();
+        self.hardware.firmware().set_trouble(Trouble::DoesNotStart);
+        let (_, job) = firmware::update(&self.south, "firmware-3", "3.0.0");
+        assert_eq!((&job["stage"], &job["code"]), (&json!("rolled-back"), &json!("device-failed")), "{job}");
+        self.hardware.firmware().set_trouble(Trouble::None);
+        assert!(self.hardware.firmware().image() == before, "the image before it runs on");
+        self.runs(&self.south, "2.0.0");
+    }
+
+    /// The device runs a version, and the gateway shows it: what it read, and what it knows of the device.
+    fn runs(&self, gate: &Gate, version: &str) {
+        assert_eq!(self.hardware.firmware().version(), version);
+        let is_pump = |d: &&Value| d["device"] == "pump";
+        gate.until(&format!("firmware {version} from the device"), &["devices", "--json"], |all| {
+            all.as_array().unwrap().iter().find(is_pump).is_some_and(|d| d["identity"]["firmware"] == version)
+        });
+        gate.until(&format!("firmware {version} in the registry"), &["onboard", "list", "--all", "--json"], |all| {
+            all.as_array().unwrap().iter().find(is_pump).is_some_and(|d| d["firmware"] == version)
+        });
+    }
+
     /// pymodbus is announced and then exchanged; the simulator is found exchanged, and a person says so.
     fn replaced(&mut self) {
         let request = json!({"correlationId": "replace-1", "action": "replace", "reason": "bearing worn out"});
@@ -245,6 +295,9 @@ impl Year {
         let line = self.registered(&self.south);
         assert_eq!((line["serial"].as_str(), line["state"].as_str()), (Some("S-2002"), Some("active")), "{line}");
         self.settled("4", "4", "applied");
+        if self.make == Make::Simulator {
+            self.runs(&self.south, FIRST_FIRMWARE);
+        }
     }
 
     fn handed_over(&mut self) {
@@ -261,6 +314,9 @@ impl Year {
         self.north.until_life("active");
         self.north
             .until_config("the configuration that came along", |c| c["version"] == "4" && c["state"] == "settled");
+        if self.make == Make::Simulator {
+            self.runs(&self.north, FIRST_FIRMWARE);
+        }
         let command = json!({"correlationId": "north-1", "writes": [{"point": "setpoint", "value": 2_001}]});
         let answer = self.north.ask("devices/pump/command", &command);
         match answer["outcome"].as_str().unwrap() {
@@ -290,6 +346,8 @@ impl Year {
             books.agree("decommissioned");
             books.nothing_twice();
             assert_eq!(books.audited("certificate-of-erasure", "devices/pump").len(), 1, "{}", books.story());
+            let updates = if (self.make, gate.name()) == (Make::Simulator, "south") { 2 } else { 0 };
+            books.firmware(updates);
             assert_eq!(books.topics(), ["onboarding"], "{}: topics of a device that is gone", gate.name());
             gate.stop();
         }

@@ -36,11 +36,13 @@ struct Scaled {
 }
 
 impl Scalings {
-    /// Takes those of a new configuration.
-    pub fn set(&self, pipelines: &[DevicePipeline]) {
+    /// Takes those of devices that are new or changed, and forgets those of devices that are gone.
+    pub fn change(&self, pipelines: &[DevicePipeline], gone: &[DeviceId]) {
         let of =
             |p: &DevicePipeline| (p.device().id.clone(), Scaled { device: p.device().clone(), scaling: p.scaling() });
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = pipelines.iter().map(of).collect();
+        let mut scalings = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        gone.iter().for_each(|id| drop(scalings.remove(id)));
+        scalings.extend(pipelines.iter().map(of));
     }
 
     fn find(&self, device: &DeviceId, point: &PointId) -> Result<(u32, Scaling), String> {

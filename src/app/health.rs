@@ -1,6 +1,7 @@
 //! The health message, and the same facts as measurements for OpenTelemetry.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -153,31 +154,36 @@ impl HealthDesk {
     /// Renews the message on the board every 10 s, and within a second after a consumer or the store changed.
     pub async fn run(self, board: StateBoard, token: CancellationToken) -> Result<(), String> {
         let mut ticks = interval(Duration::from_secs(1));
-        let mut last: Option<(u64, String)> = None;
+        let mut last: Option<(u64, u64)> = None;
         loop {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 _ = ticks.tick() => {}
             }
-            let message = self.message();
-            // What people act on; counters alone wait for the interval.
-            let face = format!(
-                "{:?}{:?}",
-                message.problems,
-                message
-                    .devices
-                    .iter()
-                    .map(|d| &d.state)
-                    .chain(message.consumers.iter().map(|c| &c.reason))
-                    .collect::<Vec<_>>()
-            );
-            let due =
-                last.as_ref().is_none_or(|(at, old)| *old != face || message.uptime_seconds >= at + INTERVAL.as_secs());
-            if due {
-                last = Some((message.uptime_seconds, face));
-                board.set(topics::HEALTH, &message);
+            let (uptime, face) = (self.clock.now().mono_ns / 1_000_000_000, self.face());
+            if last.is_none_or(|(at, old)| old != face || uptime >= at + INTERVAL.as_secs()) {
+                last = Some((uptime, face));
+                board.set(topics::HEALTH, &self.message());
             }
         }
+    }
+
+    /// Changes with what people act on; counters alone wait for the interval. Only this is looked at every second: the
+    /// message of a thousand devices is long.
+    fn face(&self) -> u64 {
+        let mut face = DefaultHasher::new();
+        self.latest.read(|table| {
+            for view in table.values() {
+                (view.device.id.as_str(), view.state.as_str(), view.state.reason()).hash(&mut face);
+            }
+        });
+        let wall_ms = self.clock.wall_ms();
+        for consumer in self.consumers() {
+            let shown = consumer.to_contract(wall_ms);
+            (shown.name, shown.reason).hash(&mut face);
+        }
+        self.problems.read().unwrap_or_else(PoisonError::into_inner).hash(&mut face);
+        face.finish()
     }
 
     fn consumers(&self) -> Vec<ConsumerHealth> {

@@ -33,10 +33,12 @@ const SLACK: Duration = Duration::from_millis(10);
 /// Changes that a reload makes while samples keep flowing.
 #[derive(Debug)]
 pub enum Control {
-    /// Use these pipelines from now on; those of devices that stay inherit what was last reported.
-    Replace {
-        /// All pipelines.
+    /// Use these pipelines from now on; those of devices that were there before inherit what was last reported.
+    Change {
+        /// Pipelines of devices that are new or changed.
         pipelines: Vec<DevicePipeline>,
+        /// Devices whose pipelines are no longer needed.
+        gone: Vec<DeviceId>,
         /// Told when it is done.
         done: oneshot::Sender<()>,
     },
@@ -178,11 +180,11 @@ impl Ingest {
     }
 
     fn change(&mut self, change: Control) -> Vec<Batch> {
-        let Control::Replace { pipelines, done } = change;
-        let mut old = std::mem::take(&mut self.pipelines);
+        let Control::Change { pipelines, gone, done } = change;
+        gone.iter().for_each(|id| drop(self.pipelines.remove(id)));
         let mut batches = Vec::new();
         for mut pipeline in pipelines {
-            if let Some(before) = old.remove(&pipeline.device().id) {
+            if let Some(before) = self.pipelines.remove(&pipeline.device().id) {
                 batches.extend(pipeline.inherit(before));
             }
             self.pipelines.insert(pipeline.device().id.clone(), pipeline);

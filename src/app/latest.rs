@@ -42,12 +42,12 @@ impl Default for Latest {
 }
 
 impl Latest {
-    /// Takes a new set of devices; what is known of those that stay as they were is kept.
-    pub fn set_devices<'a>(&self, devices: impl IntoIterator<Item = &'a Arc<Device>>) {
+    /// Takes devices that are new or changed, and leaves out those that are gone; what is known of points that stay is kept.
+    pub fn change<'a>(&self, devices: impl IntoIterator<Item = &'a Arc<Device>>, gone: &[DeviceId]) {
         let mut table = self.devices.write().unwrap_or_else(PoisonError::into_inner);
-        let mut old = std::mem::take(&mut *table);
+        gone.iter().for_each(|id| drop(table.remove(id)));
         for device in devices {
-            let view = match old.remove(&device.id) {
+            let view = match table.remove(&device.id) {
                 Some(view) if view.device.points == device.points => DeviceView { device: device.clone(), ..view },
                 _ => fresh(device),
             };

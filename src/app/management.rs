@@ -6,7 +6,7 @@
 //! polling, whatever happens to their neighbours.
 //!
 //! **Form.** [`journal`] keeps the registry in one tree of the state store; [`declare`] says what the files declare;
-//! [`fleet`] makes what runs equal to a plan; [`world`] and [`outlet`] are the two traits that management owns; [`requests`]
+//! [`fleet`] makes what runs equal to a plan, and [`in_force`] knows what that changes; [`world`] and [`outlet`] are the two traits that management owns; [`requests`]
 //! is the way from a topic to management.
 //!
 //! **Must not** decide anything about a device: that is management's.
@@ -14,6 +14,7 @@
 mod credentials;
 mod declare;
 mod fleet;
+mod in_force;
 mod journal;
 pub mod keys;
 mod outlet;

@@ -4,9 +4,10 @@
 //! Children are the devices that the registry has as active. Recipes are commands: with limits, interlocks, read-back, audit
 //! and at-most-once by correlation id, as if a person had sent them. What a recipe that failed half way wrote stays
 //! until its deployment is removed. Configurations are versions of `config/desired`, with their proof and way back.
-//! Firmware is not wired to device management yet, so no device offers it here.
+//! Firmware is offered at the firmware desk and approved by its deployment.
 
 mod configuration;
+mod firmware;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -20,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::commands::AnswersToLog;
 use super::events::EventLog;
+use super::firmware::FirmwareDesk;
 use super::latest::{DeviceView, Latest};
+use super::management::Fleet;
 use super::supervisor::Supervisor;
 use crate::contract::v1;
 use crate::contract::v1::event::Severity;
@@ -36,7 +39,6 @@ use crate::model::{Access, DeviceId};
 use crate::platform::clock::SharedClock;
 use crate::platform::durable::{Access as FileAccess, Disk};
 use crate::security::pki::BelievedTime;
-use crate::southbound::DeviceState;
 use crate::store::{Op, StateError, Store};
 
 /// Tree of the state store.
@@ -129,10 +131,18 @@ pub struct GatewayPlant {
     pub answers: broadcast::Sender<v1::CommandResult>,
     /// Where alerts go.
     pub events: EventLog,
+    /// Who takes firmware.
+    pub fleet: Fleet,
+    /// Who updates devices.
+    pub desk: FirmwareDesk,
+    /// What outlives a restart.
+    pub store: Store,
+    /// Where images of firmware lie.
+    pub cache: PathBuf,
 }
 
 /// `delegated`: what device management may do there.
-fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>) -> Child {
+fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>, takes_firmware: bool) -> Child {
     let writable = view.device.points.iter().any(|point| point.access != Access::Read);
     let identity = Identity {
         vendor: view.identity.vendor.clone(),
@@ -147,9 +157,9 @@ fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>) -> Child {
         functions: Functions {
             configuration: delegated.contains("config"),
             recipe: writable && delegated.contains("command"),
-            firmware: false,
+            firmware: takes_firmware,
         },
-        reachable: matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. }),
+        reachable: firmware::is_polled(view),
     }
 }
 
@@ -164,7 +174,8 @@ impl Plant for GatewayPlant {
         // An error says that the gateway stops: nothing is taken back for that.
         let Ok(active) = active.await else { return Inventory::default() };
         let children = self.latest.read(|table| {
-            active.iter().filter_map(|(id, delegated)| table.get(id).map(|view| child(view, delegated))).collect()
+            let known = active.iter().filter_map(|(id, delegated)| Some((table.get(id)?, delegated, id)));
+            known.map(|(view, delegated, id)| child(view, delegated, self.fleet.firmware(id).is_ok())).collect()
         });
         Inventory { gateway: Identity::default(), functions: Functions::default(), children }
     }
@@ -180,10 +191,11 @@ impl Plant for GatewayPlant {
     }
 
     async fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
-        let (device, values) = match (device, work) {
-            (Some(device), Work::Configuration { .. }) => return configuration::before(&self.management, device).await,
-            (Some(device), Work::Recipe { values }) => (device, values),
-            _ => return Err(not_offered(work)),
+        let device = device.ok_or_else(not_for_the_gateway)?;
+        let values = match work {
+            Work::Configuration { .. } => return configuration::before(&self.management, device).await,
+            Work::Firmware { .. } => return self.bench(device).before(),
+            Work::Recipe { values } => values,
         };
         if values.len() > MOST_WRITES {
             let text = format!(
@@ -208,9 +220,7 @@ impl Plant for GatewayPlant {
 
     async fn carry_out(&self, order: Order) -> Result<(), Refusal> {
         let Order { key, device, actor, act } = order;
-        let Some(device) = device else {
-            return Err(Refusal::new("not-supported", "nothing is deployed to the gateway itself"));
-        };
+        let device = device.ok_or_else(not_for_the_gateway)?;
         let values: Vec<PointValue> = match act {
             Act::Apply(Work::Configuration { document }) => {
                 return configuration::apply(&self.management, &key, &device, &actor, document).await;
@@ -222,7 +232,13 @@ impl Plant for GatewayPlant {
             Act::Undo { work: Work::Recipe { .. }, before } => {
                 before.values.into_iter().map(|(point, value)| PointValue { point, value }).collect()
             }
-            Act::Apply(work) | Act::Undo { work, .. } => return Err(not_offered(&work)),
+            Act::Apply(Work::Firmware { image, manifest, .. }) => {
+                let wanted = firmware::Wanted { key: &key, actor: &actor, image, cache: &self.cache, manifest };
+                return self.bench(&device).apply(wanted).await;
+            }
+            Act::Undo { work: Work::Firmware { .. }, before } => {
+                return self.bench(&device).undo(&actor, &before).await;
+            }
         };
         if values.is_empty() {
             return Ok(());
@@ -236,6 +252,11 @@ impl Plant for GatewayPlant {
 }
 
 impl GatewayPlant {
+    const fn bench<'a>(&'a self, device: &'a DeviceId) -> firmware::Bench<'a> {
+        let Self { desk, latest, events, store, .. } = self;
+        firmware::Bench { desk, latest, events, store, device }
+    }
+
     async fn write(&self, key: &str, device: &DeviceId, actor: String, values: Vec<PointValue>) -> Result<(), Refusal> {
         let write = |value: PointValue| v1::Write { point: value.point, value: Some(proto(&value.value)) };
         let command = v1::Command {
@@ -285,8 +306,8 @@ fn outcome(result: &v1::CommandResult) -> Result<(), Refusal> {
     }
 }
 
-fn not_offered(work: &Work) -> Refusal {
-    Refusal::new("not-supported", format!("this gateway does not take {} through Margo yet", work.name()))
+fn not_for_the_gateway() -> Refusal {
+    Refusal::new("not-supported", "nothing is deployed to the gateway itself")
 }
 
 fn unreachable(device: &DeviceId) -> Refusal {

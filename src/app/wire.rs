@@ -225,6 +225,10 @@ impl Gateway {
                 commands: command_service.clone(),
                 answers: heard,
                 events: events.clone(),
+                fleet: fleet.clone(),
+                desk: firmware_desk.clone(),
+                store: store.clone(),
+                cache: config.source.cache.clone(),
             };
             margo::start(&mut supervisor, config, plant, &store, &clock, &tls.time);
         }

@@ -18,7 +18,7 @@ pub(super) fn path(item: &Item) -> Result<PathBuf, String> {
 }
 
 /// `devices/../points/x.csv` as `points/x.csv`, where both lead to the same file (they do not through a symbolic link).
-fn without_parents(path: &Path) -> PathBuf {
+pub(super) fn without_parents(path: &Path) -> PathBuf {
     let mut short = PathBuf::new();
     for part in path.components() {
         match part {

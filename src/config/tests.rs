@@ -310,6 +310,24 @@ fn listeners_that_would_let_everyone_in_are_refused() {
 }
 
 #[test]
+fn no_user_may_pass_for_a_device_or_for_others() {
+    let user = |name: &str| format!("{MAIN}[[broker.user]]\nname = \"{name}\"\npassword = {{ file = \"pw\" }}\n");
+    for (name, expected) in [
+        ("device:pump-1", "would be taken for a device"),
+        ("device:", "would be taken for a device"),
+        ("*", "stands for other clients"),
+        ("scada-*", "stands for other clients"),
+        ("$authenticated", "stands for other clients"),
+        ("anonymous", "stands for other clients"),
+    ] {
+        let told = refused(&user(name), &[("pw", "s3cret")]);
+        assert!(told.contains("broker.user[1].name") && told.contains(expected), "{name}: {told}");
+    }
+    let users = loaded(&user("devices"), &[("pw", "s3cret")]).gateway.broker.unwrap().users;
+    assert_eq!(users[0].name, "devices");
+}
+
+#[test]
 fn secrets_come_from_files_and_the_environment() {
     let user = |password: &str| format!("{MAIN}[[broker.user]]\nname = \"u\"\npassword = {password}\n");
     let from_file = loaded(&user("{ file = \"pw\" }"), &[("pw", "s3cret\r\n")]);

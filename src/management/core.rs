@@ -436,8 +436,21 @@ impl Core {
         cause: &Cause,
         step: &mut Step,
     ) -> Result<Done, Refusal> {
+        let settings = serde_json::to_value(&document.settings).unwrap_or(Json::Null);
+        let wanted = Wanted {
+            version: document.version,
+            settings: if document.restore == 0 { settings } else { Json::Object(serde_json::Map::new()) },
+            restore: document.restore,
+            prove_within: document.prove_within.clone(),
+            comment: document.comment.clone(),
+        };
         if let Some(device) = target.device() {
             let record = self.lifecycle.device(device).ok_or_else(|| Refusal::unknown_device(device))?;
+            // A retained document comes again with every start, also when the device was handed over since: what was done
+            // is answered so.
+            if record.is_over() && self.desired.was_taken(target, &wanted) {
+                return Ok(Done { message: format!("version {} was taken before", wanted.version), ..Done::default() });
+            }
             if record.is_over() {
                 return Err(Refusal::new("not-possible", format!("{device} is {}", record.state)));
             }
@@ -452,14 +465,6 @@ impl Core {
                 format!("{target} has no points here, so nothing can be configured"),
             ));
         }
-        let settings = serde_json::to_value(&document.settings).unwrap_or(Json::Null);
-        let wanted = Wanted {
-            version: document.version,
-            settings: if document.restore == 0 { settings } else { Json::Object(serde_json::Map::new()) },
-            restore: document.restore,
-            prove_within: document.prove_within.clone(),
-            comment: document.comment.clone(),
-        };
         let reply = self.desired.desired(now, target, wanted, known, &self.watcher, cause, step)?;
         let message = match reply {
             Reply::Accepted => format!("version {} is taken; see config/reported", document.version),

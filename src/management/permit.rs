@@ -121,11 +121,16 @@ impl fmt::Debug for Permits {
 }
 
 impl Permits {
-    /// Other rules from now on; open confirmations stay.
+    /// Other rules for these devices from now on; those of others and open confirmations stay.
     pub fn set(&mut self, rules: BTreeMap<DeviceId, CommandRules>, values: Arc<dyn PointValues>) {
-        self.buckets.retain(|id, _| rules.contains_key(id));
-        self.rules = rules;
+        self.rules.extend(rules);
         self.values = Some(values);
+    }
+
+    /// Forgets devices that are gone.
+    pub fn keep(&mut self, is_known: impl Fn(&DeviceId) -> bool) {
+        self.buckets.retain(|id, _| is_known(id));
+        self.rules.retain(|id, _| is_known(id));
     }
 
     /// The writes that a command stands for: its own, or those of its method.

@@ -1,6 +1,6 @@
 //! The handle of the southbound side: starts, changes and stops link tasks and routes commands to them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,6 +57,8 @@ struct Shared {
 struct State {
     links: HashMap<LinkKey, RunningLink>,
     devices: BTreeMap<DeviceId, DeviceConfig>,
+    /// Who is on which link.
+    members: HashMap<LinkKey, BTreeSet<DeviceId>>,
     stopped: bool,
 }
 
@@ -69,6 +71,34 @@ struct RunningLink {
     sample: DeviceConfig,
 }
 
+impl State {
+    /// Notes a device; gives its link.
+    fn put(&mut self, device: DeviceConfig) -> LinkKey {
+        let (id, key) = (device.device.id.clone(), device.link());
+        self.members.entry(key.clone()).or_default().insert(id.clone());
+        self.devices.insert(id, device);
+        key
+    }
+
+    /// Forgets a device; gives the link that it was on.
+    fn take(&mut self, id: &DeviceId) -> Option<LinkKey> {
+        let key = self.devices.remove(id)?.link();
+        if let Some(members) = self.members.get_mut(&key) {
+            members.remove(id);
+            if members.is_empty() {
+                self.members.remove(&key);
+            }
+        }
+        Some(key)
+    }
+
+    /// Devices of a link, in the order of their ids.
+    fn on_link(&self, key: &LinkKey) -> Vec<DeviceConfig> {
+        let members = self.members.get(key).into_iter().flatten();
+        members.filter_map(|id| self.devices.get(id).cloned()).collect()
+    }
+}
+
 impl Southbound {
     /// Starts polling. Must be called in a Tokio runtime. Configurations must have passed [`DeviceConfig::check`]; one that
     /// has not is left out with an error in the log.
@@ -76,8 +106,11 @@ impl Southbound {
         let shared = Shared { updates, clock, state: Mutex::default() };
         let southbound = Southbound { shared: Arc::new(shared) };
         let mut state = southbound.shared.state.try_lock().expect("nobody else has the handle yet");
-        state.devices = checked(devices);
-        for (key, devices) in by_link(&state.devices) {
+        for device in checked(devices).into_values() {
+            state.put(device);
+        }
+        let all: Vec<_> = state.members.keys().map(|key| (key.clone(), state.on_link(key))).collect();
+        for (key, devices) in all {
             let link = southbound.spawn(&key, devices);
             state.links.insert(key, link);
         }
@@ -94,16 +127,44 @@ impl Southbound {
         }
         let devices = checked(devices);
         let applied = difference(&state.devices, &devices);
-        state.devices = devices;
-        let mut wanted = by_link(&state.devices);
+        let changed = |id: &DeviceId| devices.get(id).cloned();
+        let put = applied.added.iter().chain(&applied.changed).filter_map(changed).collect();
+        self.adjust(&mut state, put, &applied.removed).await;
+        applied
+    }
+
+    /// Puts these devices in force beside or instead of what is polled, and takes others off. What this costs follows the
+    /// number of devices on the links of those that change, not the number of all.
+    pub async fn change(&self, devices: Vec<DeviceConfig>, gone: &[DeviceId]) {
+        let mut state = self.shared.state.lock().await;
+        if state.stopped {
+            return;
+        }
+        let mut gone = gone.to_vec();
+        gone.extend(devices.iter().filter(|device| device.check().is_err()).map(|device| device.device.id.clone()));
+        let changed = checked(devices).into_values().filter(|d| state.devices.get(&d.device.id) != Some(d)).collect();
+        self.adjust(&mut state, changed, &gone).await;
+    }
+
+    async fn adjust(&self, state: &mut State, put: Vec<DeviceConfig>, gone: &[DeviceId]) {
+        let mut touched: HashSet<LinkKey> = gone.iter().filter_map(|id| state.take(id)).collect();
+        for device in put {
+            touched.extend(state.take(&device.device.id));
+            touched.insert(state.put(device));
+        }
+        let mut wanted: HashMap<LinkKey, Vec<DeviceConfig>> = touched
+            .iter()
+            .map(|key| (key.clone(), state.on_link(key)))
+            .filter(|(_, devices)| !devices.is_empty())
+            .collect();
         let keep = |key: &LinkKey, link: &RunningLink| {
             wanted.get(key).is_some_and(|devices| devices[0].same_link_settings(&link.sample))
         };
-        let stop: Vec<LinkKey> =
-            state.links.iter().filter(|(key, link)| !keep(key, link)).map(|(key, _)| key.clone()).collect();
-        let stopping: Vec<RunningLink> = stop.iter().filter_map(|key| state.links.remove(key)).collect();
+        let stop: Vec<&LinkKey> =
+            touched.iter().filter(|key| state.links.get(*key).is_some_and(|link| !keep(key, link))).collect();
+        let stopping: Vec<RunningLink> = stop.into_iter().filter_map(|key| state.links.remove(key)).collect();
         futures::future::join_all(stopping.into_iter().map(stop_link)).await;
-        for (key, devices) in std::mem::take(&mut wanted) {
+        for (key, devices) in wanted.drain() {
             match state.links.get_mut(&key) {
                 Some(link) => {
                     link.sample = devices[0].clone();
@@ -119,7 +180,6 @@ impl Southbound {
                 }
             }
         }
-        applied
     }
 
     /// Writes a raw (already unscaled) value to one point: checked against the point's type, sent once, read back if the
@@ -172,6 +232,7 @@ impl Southbound {
         let mut state = self.shared.state.lock().await;
         state.stopped = true;
         state.devices.clear();
+        state.members.clear();
         let links: Vec<RunningLink> = state.links.drain().map(|(_, link)| link).collect();
         futures::future::join_all(links.into_iter().map(stop_link)).await;
     }
@@ -264,14 +325,6 @@ fn checked(devices: Vec<DeviceConfig>) -> BTreeMap<DeviceId, DeviceConfig> {
         }
     }
     kept
-}
-
-fn by_link(devices: &BTreeMap<DeviceId, DeviceConfig>) -> HashMap<LinkKey, Vec<DeviceConfig>> {
-    let mut links: HashMap<LinkKey, Vec<DeviceConfig>> = HashMap::new();
-    for device in devices.values() {
-        links.entry(device.link()).or_default().push(device.clone());
-    }
-    links
 }
 
 fn difference(old: &BTreeMap<DeviceId, DeviceConfig>, new: &BTreeMap<DeviceId, DeviceConfig>) -> Applied {

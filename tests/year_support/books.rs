@@ -88,6 +88,21 @@ impl Books {
         }
     }
 
+    /// Each update was offered and approved once, and answered.
+    pub fn firmware(&self, updates: usize) {
+        for action in ["firmware-offer", "firmware-approve"] {
+            let done = self.audited(action, "devices/pump");
+            let ids: Vec<&str> =
+                done.iter().filter(|e| said(e, "outcome") == "done").map(|e| said(e, "correlationId")).collect();
+            assert_eq!(ids.len(), updates, "{}: {action} of {ids:?}\n{}", self.name, self.story());
+            for id in ids {
+                let answered =
+                    self.answers.iter().any(|a| said(a, "correlationId") == id && said(a, "outcome") == "DONE");
+                assert!(answered, "{}: {id} was done and never answered", self.name);
+            }
+        }
+    }
+
     /// The audit log as lines, for people.
     pub fn story(&self) -> String {
         let line = |e: &Value| {

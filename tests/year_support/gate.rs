@@ -57,7 +57,8 @@ impl Gate {
     /// Starts it, and an observer that stays.
     pub fn start(&mut self) {
         *self.inner.child.lock().unwrap() = Some(self.spawn());
-        let further = ["management/result", "devices/pump/config/result", "devices/pump/command/result"];
+        let device = ["config", "command", "firmware"].map(|kind| format!("devices/pump/{kind}/result"));
+        let further = [&["management/result".to_owned()], &device[..]].concat();
         let topics: Vec<String> = further.iter().flat_map(|t| ["-t".to_owned(), self.topic(t)]).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let first = self.topic("devices/pump/onboarding/result");

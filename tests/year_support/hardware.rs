@@ -1,9 +1,15 @@
 //! The device of the story, twice: pymodbus, which nobody here wrote, and the project's own simulator.
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldgate_simulators::firmware_target::{FirmwareTarget, Settings, Trouble};
 use fieldgate_simulators::modbus::Table;
 use fieldgate_simulators::{Plant, Scenario};
 use serde_json::Value;
 
+use super::front::{Behind, Front};
 use crate::support::PythonServer;
 
 /// Which of the two.
@@ -20,6 +26,8 @@ pub struct Hardware {
     make: Make,
     port: u16,
     serial: String,
+    /// The simulator's address.
+    front: Option<Front>,
     body: Body,
     /// Writes that earlier hardware saw.
     earlier: Vec<(u16, Vec<u16>)>,
@@ -35,11 +43,14 @@ enum Body {
 pub const CLOCK: u16 = 100;
 /// How far the clock of new hardware is behind, in seconds.
 const SLOW: u64 = 3_600;
+/// The firmware that the simulator comes with.
+pub const FIRST_FIRMWARE: &str = "1.0.0";
 
 impl Hardware {
     /// The first piece, with a serial number.
     pub fn start(make: Make, serial: &str) -> Self {
-        let mut hardware = Self { make, port: 0, serial: serial.to_owned(), body: Body::Gone, earlier: Vec::new() };
+        let serial = serial.to_owned();
+        let mut hardware = Self { make, port: 0, serial, front: None, body: Body::Gone, earlier: Vec::new() };
         hardware.power_on();
         hardware
     }
@@ -55,6 +66,7 @@ impl Hardware {
         match std::mem::replace(&mut self.body, Body::Gone) {
             Body::Python(server) => server.kill(),
             Body::Plant(plant, runtime) => {
+                self.front().put(None);
                 runtime.block_on(plant.expect("it runs").stop());
             }
             Body::Gone => {}
@@ -112,6 +124,15 @@ impl Hardware {
         }
     }
 
+    /// Its part that takes firmware.
+    pub fn firmware(&self) -> Arc<FirmwareTarget> {
+        self.front().firmware()
+    }
+
+    fn front(&self) -> &Front {
+        self.front.as_ref().expect("the simulator has one")
+    }
+
     /// Whether its clock goes on by itself.
     pub fn clock_runs(&self) -> bool {
         self.make == Make::Pymodbus
@@ -129,16 +150,22 @@ impl Hardware {
             Make::Simulator => {
                 let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
                 let runtime = threads.expect("threads");
-                let scenario = Scenario::parse("year", &scenario(self.port, &self.serial)).expect("a legal scenario");
-                let plant = runtime.block_on(Plant::start(scenario)).expect("the port is free");
-                self.port = plant.address("pump").expect("it listens").port();
+                let scenario = Scenario::parse("year", &scenario(&self.serial)).expect("a legal scenario");
+                let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                let (version, restart) = (FIRST_FIRMWARE.to_owned(), Duration::from_millis(300));
+                let settings = Settings { listen, version, restart, trouble: Trouble::None };
+                let plant = runtime.block_on(Plant::start(scenario)).expect("a port");
+                let firmware = Arc::new(runtime.block_on(FirmwareTarget::start(settings)).expect("a port"));
+                let front = self.front.get_or_insert_with(Front::start);
+                front.put(Some(Behind { plant: plant.address("pump").expect("it listens"), firmware }));
+                self.port = front.port();
                 Body::Plant(Some(plant), runtime)
             }
         };
     }
 }
 
-fn scenario(port: u16, serial: &str) -> String {
+fn scenario(serial: &str) -> String {
     let points: String =
         (1..10).map(|n| format!("{{ name = \"r{n}\", at = \"holding:{n}\", value = 0, write = true }},\n")).collect();
     format!(
@@ -147,7 +174,7 @@ name = "year"
 [[listener]]
 name = "link"
 kind = "tcp"
-bind = "127.0.0.1:{port}"
+bind = "127.0.0.1:0"
 [[device]]
 name = "pump"
 listener = "link"

@@ -3,13 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
 mod books;
+pub mod firmware;
+mod front;
 mod gate;
 mod hardware;
 mod shim;
 
 pub use books::Books;
 pub use gate::Gate;
-pub use hardware::{Hardware, Make};
+pub use hardware::{FIRST_FIRMWARE, Hardware, Make};
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -72,6 +72,10 @@ pub(super) async fn serve<T: Target + 'static>(
                 let Some(next) = next else { return Ok(()) };
                 let answer = answer(&mut updater, &next.question, &next.actor).await;
                 clerk.audit(&next, &answer).await;
+                // Who was answered and looks at once sees what was answered.
+                if let Some(job) = updater.job() {
+                    clerk.post(job);
+                }
                 next.answer(answer);
                 due = Some(Instant::now());
             }

@@ -3,14 +3,17 @@
 //! Everything that knows the devices is changed here, from north to south, so that no sample meets a part that does not know
 //! it yet. Drivers name points by their place in the device's list; therefore devices that change rest while pipelines and
 //! scalings are exchanged: no value is taken for that of another point, and nothing is written to another register.
+//!
+//! A plan names every device, but only what differs from what is in force is made, compared and handed on: one setting of
+//! one device of a thousand costs little more than in a small plant.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::declare::{profile, takes_firmware};
-use super::overlay::overlaid;
+use super::in_force::{InForce, Running};
 use super::values::LastValues;
 use crate::app::commands::Scalings;
 use crate::app::ingest::Control;
@@ -26,11 +29,11 @@ use crate::management::firmware::DeviceForm;
 use crate::management::lifecycle::{Claim, Mode};
 use crate::management::permit::CommandRules;
 use crate::management::request::Refusal;
-use crate::model::{self, DeviceId};
+use crate::model::DeviceId;
 use crate::northbound::{Directory, StateBoard};
 use crate::pipeline::DevicePipeline;
 use crate::platform::clock::SharedClock;
-use crate::southbound::{DeviceConfig, Identity, Southbound};
+use crate::southbound::{Identity, Southbound};
 
 /// Everyone who knows the devices.
 #[derive(Debug)]
@@ -63,8 +66,10 @@ pub struct Fleet(Arc<Inner>);
 struct Inner {
     parts: FleetParts,
     files: RwLock<Files>,
-    /// What runs, also the lock of a change.
-    running: tokio::sync::Mutex<Vec<Running>>,
+    /// What was applied last, also the lock of a change.
+    in_force: tokio::sync::Mutex<InForce>,
+    /// Devices whose capabilities stand on their topics as the files say.
+    shown: Mutex<BTreeSet<DeviceId>>,
     /// What devices said of themselves in this run.
     identities: Mutex<BTreeMap<DeviceId, Claim>>,
     applied: watch::Sender<u64>,
@@ -76,17 +81,11 @@ struct Files {
     devices: Arc<BTreeMap<DeviceId, Device>>,
 }
 
-#[derive(Debug, Clone)]
-struct Running {
-    device: Device,
-    mode: Mode,
-}
-
 impl Fleet {
     /// Nothing runs yet.
     pub fn new(parts: FleetParts) -> Self {
-        let (files, running, identities) = Default::default();
-        Self(Arc::new(Inner { parts, files, running, identities, applied: watch::Sender::new(0) }))
+        let (files, in_force, shown, identities) = Default::default();
+        Self(Arc::new(Inner { parts, files, in_force, shown, identities, applied: watch::Sender::new(0) }))
     }
 
     /// The drivers.
@@ -124,6 +123,7 @@ impl Fleet {
         let files = self.files();
         let points = files.devices.get(device).map(|d| d.model.points.clone());
         let board = &self.0.parts.board;
+        self.shown().remove(device);
         points.iter().flat_map(|p| p.iter()).for_each(|p| board.clear(&topics::point(device.as_str(), p.id.as_str())));
         let wanted = [topics::config_desired(device), topics::firmware_desired(device.as_str())];
         let told =
@@ -157,58 +157,91 @@ impl Fleet {
 
     /// Whether it is in service and shows the identity that was approved.
     pub async fn is_trusted(&self, device: &DeviceId) -> bool {
-        let running = self.0.running.lock().await;
-        running.iter().any(|run| run.device.model.id == *device && run.mode == Mode::Trusted)
+        let in_force = self.0.in_force.lock().await;
+        in_force.running.get(device).is_some_and(|run| run.mode == Mode::Trusted)
     }
 
     /// What is known of a device in this run is forgotten.
     pub fn forget(&self, device: &DeviceId) {
         self.identities().remove(device);
+        self.shown().remove(device);
     }
 
     /// Makes what runs equal to the plan. Gives the devices that could not be set up, and why.
     pub async fn apply(&self, plan: &Plan) -> BTreeMap<DeviceId, String> {
-        let mut running = self.0.running.lock().await;
+        let mut in_force = self.0.in_force.lock().await;
         let files = self.files();
-        let (wanted, failures) = wanted(&files, plan);
-        let before = std::mem::replace(&mut *running, wanted);
-        if let Err(stopping) = self.change(&files, plan, &before, &running).await {
-            tracing::debug!("devices are not changed: {stopping}");
+        let rewritten = in_force.take(&files.devices, plan);
+        self.shown().retain(|id| !rewritten.contains(id));
+        match self.change(&in_force, &files, plan).await {
+            Ok(()) => in_force.done(),
+            Err(stopping) => tracing::debug!("devices are not changed: {stopping}"),
         }
         self.0.applied.send_replace(files.revision);
-        failures
+        in_force.failures.clone()
     }
 
-    async fn change(&self, files: &Files, plan: &Plan, before: &[Running], now: &[Running]) -> Result<(), String> {
+    async fn change(&self, now: &InForce, files: &Files, plan: &Plan) -> Result<(), String> {
         let stopping = || "the gateway is stopping".to_owned();
         let parts = &self.0.parts;
-        let known = known(files, now);
-        for model in parts.directory.borrow().values().filter(|model| !known.contains_key(&model.id)) {
-            parts.board.clear(&topics::capabilities(&model.id));
+        if now.changed().next().is_none() {
+            self.show_news(files, plan);
+            return Ok(());
         }
-        parts.directory.send_replace(Arc::new(known.iter().map(|(id, m)| (id.to_string(), m.clone())).collect()));
-        parts.latest.set_devices(now.iter().map(|r| &r.device.model));
-        files.devices.values().filter(|d| !plan.gone.contains(&d.model.id)).for_each(|device| self.show(device));
-        // Again after every start: the process may have died before the brokers heard of it.
-        plan.gone.iter().for_each(|device| self.clear_topics(device));
-        let rules =
-            known.keys().map(|id| (id.clone(), rules(id, files.devices.get(id), plan.devices.get(id)))).collect();
-        parts.commands.set_devices(known).await.map_err(|e| e.to_string())?;
+        self.tell_models(now).await?;
+        self.show_news(files, plan);
+        let known = now.changed().filter(|id| now.model(id).is_some());
+        let rules = known.map(|id| (id.clone(), rules(id, files.devices.get(id), plan.devices.get(id)))).collect();
         parts.commands.set_rules(rules, Arc::new(parts.values.clone())).await.map_err(|e| e.to_string())?;
 
-        let (old, new) = (drivers(before), drivers(now));
-        let (kept, resting): (Vec<_>, Vec<_>) = old.into_iter().partition(|device| new.contains(device));
+        let (resting, moved) = now.drivers();
         if !resting.is_empty() {
-            parts.southbound.apply(kept).await;
+            parts.southbound.change(Vec::new(), &resting).await;
         }
-        let pipelines: Vec<_> = now.iter().map(pipeline).collect();
-        parts.scalings.set(&pipelines);
+        let pipelines: Vec<_> = now.changed_running().map(pipeline).collect();
+        let gone = now.stopped();
+        parts.scalings.change(&pipelines, &gone);
         let (done, replaced) = oneshot::channel();
-        parts.control.send(Control::Replace { pipelines, done }).await.map_err(|_| stopping())?;
+        parts.control.send(Control::Change { pipelines, gone, done }).await.map_err(|_| stopping())?;
         replaced.await.map_err(|_| stopping())?;
-        let applied = parts.southbound.apply(new).await;
-        tracing::debug!(?applied, "devices");
+        if !moved.is_empty() {
+            parts.southbound.change(moved, &[]).await;
+        }
+        tracing::debug!(devices = now.changed().count(), "changed");
         Ok(())
+    }
+
+    /// Publishers, last values and commands know the devices as they run, those that do not as their files say.
+    async fn tell_models(&self, now: &InForce) -> Result<(), String> {
+        let parts = &self.0.parts;
+        let directory = parts.directory.borrow().clone();
+        let is_news = |id: &DeviceId| match (directory.get(id.as_str()), now.model(id)) {
+            (Some(before), Some(model)) => before != model,
+            (before, model) => before.is_some() != model.is_some(),
+        };
+        let is_news = now.changed().any(is_news);
+        if is_news {
+            for id in now.changed().filter(|id| now.model(id).is_none()) {
+                parts.board.clear(&topics::capabilities(id));
+            }
+            let known = now.known();
+            parts.directory.send_replace(Arc::new(known.iter().map(|(id, m)| (id.to_string(), m.clone())).collect()));
+            parts.commands.set_devices(known).await.map_err(|e| e.to_string())?;
+        }
+        parts.latest.change(now.changed_running().map(|run| &run.device.model), &now.stopped());
+        Ok(())
+    }
+
+    /// Shows what devices can do whose files are new or that came back, and clears what is shown of those that are gone.
+    fn show_news(&self, files: &Files, plan: &Plan) {
+        let news: Vec<&Device> = {
+            let shown = self.shown();
+            let is_news = |id: &DeviceId| !shown.contains(id) && !plan.gone.contains(id);
+            files.devices.iter().filter(|(id, _)| is_news(id)).map(|(_, device)| device).collect()
+        };
+        news.into_iter().for_each(|device| self.show(device));
+        // Again after every start: the process may have died before the brokers heard of it.
+        plan.gone.iter().for_each(|device| self.clear_topics(device));
     }
 
     /// Its capabilities: what it says and what its files offer.
@@ -217,42 +250,20 @@ impl Fleet {
         let claim = self.identities().get(&device.model.id).cloned().unwrap_or_default();
         let message = capabilities(&device.model, &profile(device), &claim, parts.clock.now());
         parts.board.set(&topics::capabilities(&device.model.id), &message);
+        self.shown().insert(device.model.id.clone());
+    }
+
+    fn shown(&self) -> MutexGuard<'_, BTreeSet<DeviceId>> {
+        self.0.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> Files {
         self.0.files.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn identities(&self) -> std::sync::MutexGuard<'_, BTreeMap<DeviceId, Claim>> {
+    fn identities(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Claim>> {
         self.0.identities.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Devices to run, and those that cannot.
-fn wanted(files: &Files, plan: &Plan) -> (Vec<Running>, BTreeMap<DeviceId, String>) {
-    let (mut wanted, mut failures) = (Vec::new(), BTreeMap::new());
-    for (id, planned) in &plan.devices {
-        let Some(file) = files.devices.get(id) else {
-            failures.insert(id.clone(), "no file declares it".to_owned());
-            continue;
-        };
-        if planned.overlay.enabled == Some(false) {
-            continue;
-        }
-        let device = overlaid(file, &planned.overlay);
-        match device.southbound().check() {
-            Ok(()) => wanted.push(Running { device, mode: planned.mode }),
-            Err(problem) => drop(failures.insert(id.clone(), problem.to_string())),
-        }
-    }
-    (wanted, failures)
-}
-
-/// Every device that publishers and commands know: those that run as they run, the others as their files say.
-fn known(files: &Files, running: &[Running]) -> BTreeMap<DeviceId, Arc<model::Device>> {
-    let declared = files.devices.iter().map(|(id, d)| (id.clone(), d.model.clone()));
-    let running = running.iter().map(|r| (r.device.model.id.clone(), r.device.model.clone()));
-    declared.chain(running).collect()
 }
 
 /// The rules of the files, and those of the desired configuration beside or instead of them.
@@ -274,10 +285,6 @@ fn rules(id: &DeviceId, file: Option<&Device>, planned: Option<&PlannedDevice>) 
         }
     }
     rules
-}
-
-fn drivers(running: &[Running]) -> Vec<DeviceConfig> {
-    running.iter().map(|r| r.device.southbound()).collect()
 }
 
 fn pipeline(running: &Running) -> DevicePipeline {

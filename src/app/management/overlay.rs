@@ -26,12 +26,12 @@ pub fn overlaid(file: &Device, overlay: &DeviceOverlay) -> Device {
     let points: Vec<Point> = file.model.points.iter().enumerate().map(|(i, p)| point(p, of(i))).collect();
     let whens: Vec<When> = (0..points.len()).map(|i| when(file, i, &points[i], of(i), overlay)).collect();
     let rules = file.rules.iter().enumerate().map(|(i, r)| rule(r, of(i), overlay, whens[i].every())).collect();
-    Device {
-        model: Arc::new(crate::model::Device { points: points.into(), ..(*file.model).clone() }),
-        groups: groups(&whens),
-        rules,
-        ..file.clone()
-    }
+    // Most overlays leave the points alone: everyone who knows the device then sees that it is the same.
+    let model = match *points == *file.model.points {
+        true => file.model.clone(),
+        false => Arc::new(crate::model::Device { points: points.into(), ..(*file.model).clone() }),
+    };
+    Device { model, groups: groups(&whens), rules, ..file.clone() }
 }
 
 /// When a point is read, and in which named group.

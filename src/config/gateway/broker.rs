@@ -128,7 +128,7 @@ fn users(section: &Reader<'_>) -> (Vec<User>, Vec<String>) {
 
 fn user_name(item: &Item) -> Result<String, String> {
     match line(128)(item)? {
-        name if name == "*" || name == "anonymous" => {
+        name if name.contains('*') || name.starts_with('$') || name == "anonymous" => {
             Err(format!("\"{name}\" stands for other clients in [[broker.acl]]; choose another name"))
         }
         name if name.starts_with(DEVICE) => Err(format!(

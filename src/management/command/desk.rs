@@ -140,10 +140,11 @@ impl CommandDesk {
 
     /// Other devices from now on. Commands in hand are finished as they were checked.
     pub fn set_devices(&mut self, devices: Devices) {
+        self.permits.keep(|id| devices.contains_key(id));
         self.devices = devices;
     }
 
-    /// Other interlocks, critical points, rates and methods from now on.
+    /// Other interlocks, critical points, rates and methods for these devices from now on.
     pub fn set_rules(&mut self, rules: BTreeMap<DeviceId, CommandRules>, values: Arc<dyn PointValues>) {
         self.permits.set(rules, values);
     }

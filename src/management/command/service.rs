@@ -87,7 +87,8 @@ impl CommandService {
         self.messages.send(Message::Devices(devices)).await.map_err(|_| ServiceClosed)
     }
 
-    /// Other interlocks, critical points, rates and methods from now on; `values` gives the last good values of points.
+    /// Other interlocks, critical points, rates and methods for these devices from now on; `values` gives the last good
+    /// values of points.
     ///
     /// # Errors
     /// When the service has stopped.

@@ -122,6 +122,16 @@ impl Desired {
         self.jobs.get(target).map(|job| &job.running().settings)
     }
 
+    /// Whether this very document was taken before, so that it can be answered as it was then, whatever became of the target.
+    pub fn was_taken(&self, target: &Target, wanted: &Wanted) -> bool {
+        let (Some(job), history) = (self.jobs.get(target), self.history.get(target)) else { return false };
+        let settings = match wanted.restore {
+            0 => Some(&wanted.settings),
+            number => history.and_then(|h| h.get(&number)).map(|version| &version.settings),
+        };
+        settings.is_some_and(|settings| is_taken(job, history, wanted.version, settings))
+    }
+
     /// A desired document came.
     ///
     /// # Errors
@@ -542,10 +552,7 @@ fn check(
         },
     };
     if wanted.version <= job.highest {
-        let known = [Some(&job.in_force), job.candidate.as_ref(), job.queued.as_ref()];
-        let same = |v: &&Version| v.version == wanted.version && v.settings == settings;
-        let given_up = history.and_then(|h| h.get(&wanted.version));
-        if known.into_iter().flatten().chain(given_up).any(|v| same(&v)) {
+        if is_taken(job, history, wanted.version, &settings) {
             return Ok(None);
         }
         let text = format!("is {}; it must be greater than {}, the last version taken", wanted.version, job.highest);
@@ -571,6 +578,13 @@ fn check(
         comment,
         result: String::new(),
     }))
+}
+
+/// Whether these settings are known as this version: in force, in work, waiting, or in the history.
+fn is_taken(job: &Job, history: Option<&BTreeMap<u64, Version>>, number: u64, settings: &Json) -> bool {
+    let known = [Some(&job.in_force), job.candidate.as_ref(), job.queued.as_ref()];
+    let given_up = history.and_then(|h| h.get(&number));
+    known.into_iter().flatten().chain(given_up).any(|v| v.version == number && v.settings == *settings)
 }
 
 fn history_key(target: &Target, version: u64) -> String {
