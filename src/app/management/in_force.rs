@@ -125,3 +125,69 @@ fn wanted(file: Option<&Device>, planned: &PlannedDevice) -> Result<Option<Runni
     device.southbound().check().map_err(|problem| problem.to_string())?;
     Ok(Some(Running { device, mode: planned.mode }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::management::desired::DeviceOverlay;
+
+    fn files(rates: &[(&str, &str)]) -> Files {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("devices")).unwrap();
+        std::fs::write(dir.path().join("fieldgate.toml"), "[gateway]\nid = \"g\"\n").unwrap();
+        for (name, rate) in rates {
+            let text = format!(
+                "rate = \"{rate}\"\n[modbus]\nlink = \"tcp://h\"\n[[points]]\nid = \"a\"\ntable = \"holding\"\naddress = 1\n"
+            );
+            std::fs::write(dir.path().join(format!("devices/{name}.toml")), text).unwrap();
+        }
+        let loaded = crate::config::load(dir.path()).unwrap_or_else(|problems| panic!("{problems}"));
+        let relative = |device: Device| Device { file: Default::default(), ..device };
+        Arc::new(loaded.devices.into_iter().map(|device| (device.model.id.clone(), relative(device))).collect())
+    }
+
+    fn plan(files: &Files) -> Plan {
+        let planned = PlannedDevice { mode: Mode::Trusted, undeclared: None, overlay: Arc::default() };
+        Plan { devices: files.keys().map(|id| (id.clone(), planned.clone())).collect(), ..Plan::default() }
+    }
+
+    fn names<'a>(ids: impl IntoIterator<Item = &'a DeviceId>) -> Vec<&'a str> {
+        ids.into_iter().map(DeviceId::as_str).collect()
+    }
+
+    #[test]
+    fn only_what_differs_is_handed_on_and_until_everyone_has_it() {
+        let (mut force, first) = (InForce::default(), files(&[("a", "1 s"), ("b", "1 s"), ("c", "1 s")]));
+        assert_eq!(names(&force.take(&first, &plan(&first))), ["a", "b", "c"]);
+        assert_eq!(force.drivers().1.len(), 3);
+        force.done();
+        assert!(force.take(&first, &plan(&first)).is_empty());
+        assert_eq!((force.changed().count(), force.drivers().1.len()), (0, 0));
+
+        // One file has changed, and one is gone.
+        let second = files(&[("a", "1 s"), ("b", "5 s")]);
+        assert_eq!(names(&force.take(&second, &plan(&second))), ["b", "c"]);
+        let (resting, moved) = force.drivers();
+        assert_eq!((names(&resting), moved.len()), (vec!["b", "c"], 1));
+        assert_eq!(names(&force.stopped()), ["c"]);
+        // Not everyone has it: the next plan, in which nothing differs, tells it again.
+        assert!(force.take(&second, &plan(&second)).is_empty());
+        assert_eq!(names(force.changed()), ["b", "c"]);
+        force.done();
+        assert_eq!(force.changed().count(), 0);
+    }
+
+    #[test]
+    fn overlays_count_and_what_goes_back_before_anyone_has_it_need_not_rest() {
+        let (mut force, files) = (InForce::default(), files(&[("a", "1 s"), ("b", "1 s")]));
+        force.take(&files, &plan(&files));
+        force.done();
+        let mut off = plan(&files);
+        let overlay = DeviceOverlay { enabled: Some(false), ..DeviceOverlay::default() };
+        off.devices.get_mut(files.keys().next().unwrap()).unwrap().overlay = Arc::new(overlay);
+        assert!(force.take(&files, &off).is_empty(), "its file is as it was");
+        assert_eq!((names(&force.stopped()), names(&force.drivers().0)), (vec!["a"], vec!["a"]));
+        force.take(&files, &plan(&files));
+        assert_eq!((force.stopped().len(), force.drivers().0.len()), (0, 0));
+    }
+}
