@@ -214,7 +214,8 @@ async fn live_data_do_not_wait_for_the_backlog() {
     let mut config = config(&[broker.port()]);
     config.encoding = Encoding::Protobuf;
     let mut up = start(config, &store);
-    up.connected().await;
+    // What is stored before the session has begun belongs to the backlog.
+    up.until("sending", |h| h.confirmed > 0).await;
     let producing = tokio::spawn({
         let store = store.clone();
         async move {
