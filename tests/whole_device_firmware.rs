@@ -36,7 +36,7 @@ impl Bench {
         let device = runtime.block_on(FirmwareTarget::start(settings)).unwrap();
         let bench = Self { site: Site::new(""), device, runtime };
         for key in ["plant", "stranger"] {
-            bench.done(&["firmware", "keygen", &bench.path(key)]);
+            bench.site.done(&["firmware", "keygen", &bench.site.file(key)]);
         }
         bench.site.main_file(&format!("[firmware]\nkeys = [\"plant.pub\"]\n\n{roles}"));
         bench.site.write("profiles/pump-p7.toml", &format!("{PROFILE}{profile}\n{POINTS}"));
@@ -47,32 +47,22 @@ impl Bench {
         bench
     }
 
-    fn path(&self, name: &str) -> String {
-        self.site.path().join(name).display().to_string()
-    }
-
-    fn done(&self, arguments: &[&str]) -> String {
-        let output = self.site.run(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", errors(&output));
-        text(&output)
-    }
-
     /// An image of the device that says its version, and its signed manifest.
     fn image(&self, version: &str, size: usize) -> (Vec<u8>, String) {
         let mut image = format!("#!/bin/sh\necho {version}\n").into_bytes();
         image.resize_with(size, || b'#');
-        std::fs::write(self.path("image"), &image).unwrap();
+        std::fs::write(self.site.file("image"), &image).unwrap();
         (image, self.sign("plant", "pump-p7", version))
     }
 
     fn sign(&self, key: &str, target: &str, version: &str) -> String {
-        let (image, key) = (self.path("image"), self.path(key));
-        self.done(&["firmware", "sign", &image, "--key", &key, "--target", target, "--release", version]);
-        std::fs::read_to_string(self.path("image.manifest")).unwrap()
+        let (image, key) = (self.site.file("image"), self.site.file(key));
+        self.site.done(&["firmware", "sign", &image, "--key", &key, "--target", target, "--release", version]);
+        std::fs::read_to_string(self.site.file("image.manifest")).unwrap()
     }
 
     fn url(&self) -> String {
-        format!("file://{}", self.path("image"))
+        format!("file://{}", self.site.file("image"))
     }
 
     /// Publishes a request and waits for its answer.
@@ -177,9 +167,9 @@ fn an_image_that_is_damaged_on_its_way_or_does_not_start_leaves_the_old_one_runn
         bench.site.wait_for_state("pump", "online");
         let events = bench.site.subscribe("devices/pump/events");
         bench.image("2.0.0", 5_000);
-        let (manifest, url) = (bench.path("image.manifest"), bench.url());
-        bench.done(&["firmware", "set", &manifest, "--for", "pump", "--url", &url]);
-        bench.done(&["firmware", "approve", "pump"]);
+        let (manifest, url) = (bench.site.file("image.manifest"), bench.url());
+        bench.site.done(&["firmware", "set", &manifest, "--for", "pump", "--url", &url]);
+        bench.site.done(&["firmware", "approve", "pump"]);
         let job = bench.over();
         assert_eq!(
             (&job["stage"], &job["code"]),
@@ -190,7 +180,7 @@ fn an_image_that_is_damaged_on_its_way_or_does_not_start_leaves_the_old_one_runn
         shown(&events, |b| b["kind"] == "firmware-rolled-back" && b["severity"] == "ALARM");
         // The device is as before: the next update is its own matter.
         bench.device.set_trouble(Trouble::None);
-        bench.done(&["firmware", "set", &manifest, "--for", "pump", "--upload", &bench.path("image")]);
+        bench.site.done(&["firmware", "set", &manifest, "--for", "pump", "--upload", &bench.site.file("image")]);
         let job = bench.over();
         assert_eq!((job["stage"].as_str(), bench.device.version().as_str()), (Some("done"), "2.0.0"), "{job}");
         stop(gateway);
@@ -228,7 +218,7 @@ fn what_is_unsigned_wrongly_signed_older_truncated_or_for_others_is_refused_on_i
     for (n, (bytes, code)) in
         [(&image[..2_990], "truncated"), (&[&image[..2_999], b"!"].concat()[..], "wrong-digest")].iter().enumerate()
     {
-        std::fs::write(bench.path("image"), bytes).unwrap();
+        std::fs::write(bench.site.file("image"), bytes).unwrap();
         assert_eq!(bench.offer(&format!("spoilt-{n}"), &good)["outcome"], "DONE");
         assert_eq!(bench.approve(&format!("approve-{n}"))["outcome"], "DONE");
         let job = bench.over();
@@ -339,12 +329,12 @@ fn a_device_out_of_service_gets_nothing_until_it_is_back() {
     bench.site.wait_for_state("pump", "online");
     let (image, manifest) = bench.image("2.0.0", 3_000);
     assert_eq!(bench.offer("o1", &manifest)["outcome"], "DONE");
-    bench.done(&["onboard", "suspend", "pump", "--reason", "repair"]);
+    bench.site.done(&["onboard", "suspend", "pump", "--reason", "repair"]);
     assert_eq!(bench.approve("a1")["outcome"], "DONE");
     let status = bench.site.subscribe("devices/pump/firmware/status");
     let waits = shown(&status, |b| b["reason"].as_str().is_some_and(|reason| reason.contains("not in service")));
     assert_eq!((waits["stage"].as_str(), bench.device.writes()), (Some("verified"), 0), "{waits}");
-    bench.done(&["onboard", "resume", "pump"]);
+    bench.site.done(&["onboard", "resume", "pump"]);
     let job = bench.over();
     assert_eq!(job["stage"], "done", "{job}");
     assert!(bench.device.image() == image);
@@ -359,7 +349,7 @@ fn a_vendors_device_takes_chunks_over_mqtt_although_messages_are_lost() {
         "profiles/vendor.toml",
         "[firmware]\nmethod = \"mqtt\"\ntopic = \"vendor/mate\"\nchunk = \"1 KiB\"\npatience = \"1 s\"\nprove_within = \"20 s\"\n",
     );
-    let mate = std::fs::read_to_string(bench.path("devices/mate.toml")).unwrap();
+    let mate = std::fs::read_to_string(bench.site.file("devices/mate.toml")).unwrap();
     bench.site.write("devices/mate.toml", &format!("profile = \"vendor\"\n{mate}"));
     let gateway = bench.site.start();
     bench.site.wait_for_state("mate", "online");
@@ -367,8 +357,8 @@ fn a_vendors_device_takes_chunks_over_mqtt_although_messages_are_lost() {
     let vendor = PythonServer::start("vendor.py", &["--port", &port, "--topic", "vendor/mate", "--bad"]);
     let (image, _) = bench.image("3.1.0", 20_000);
     let manifest = bench.sign("plant", "vendor", "3.1.0");
-    let files = [bench.path("image.manifest"), bench.path("image")];
-    bench.done(&["firmware", "set", &files[0], "--for", "mate", "--upload", &files[1]]);
+    let files = [bench.site.file("image.manifest"), bench.site.file("image")];
+    bench.site.done(&["firmware", "set", &files[0], "--for", "mate", "--upload", &files[1]]);
     let status = bench.site.subscribe("devices/mate/firmware/status");
     let failed = shown(&status, |b| b["stage"] == "failed");
     assert_eq!(failed["code"], "device-refused", "it says so when it is told to start it: {failed}");
@@ -393,7 +383,7 @@ fn a_vendors_device_takes_chunks_over_mqtt_although_messages_are_lost() {
     let seen = vendor.ask("version");
     assert_eq!(seen["version"], "3.1.0", "{seen}");
     // With the device goes its job.
-    bench.done(&["onboard", "decommission", "mate", "--yes"]);
+    bench.site.done(&["onboard", "decommission", "mate", "--yes"]);
     let job = bench.site.data().join("firmware/jobs/mate.json");
     eventually("the job to be forgotten", SOON, || (!job.exists()).then_some(()));
     eventually("the topic to be cleared", SOON, || status.messages().last()?.payload.is_empty().then_some(()));

@@ -25,23 +25,13 @@ impl Bench {
         let (device, site) = (FakeDevice::start(Mode::Well), Site::new(""));
         let bench = Self { site, _device: device };
         for key in ["plant", "stranger"] {
-            bench.done(&["firmware", "keygen", &bench.path(key)]);
-            let mode = std::fs::metadata(bench.path(key)).unwrap().permissions().mode();
+            bench.site.done(&["firmware", "keygen", &bench.site.file(key)]);
+            let mode = std::fs::metadata(bench.site.file(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "a private key is for its owner only");
         }
         bench.site.main_file(&format!("[firmware]\nkeys = [\"plant.pub\"]\n{more}\n"));
         bench.site.device("one", bench._device.port(), EAGER, "", POINTS);
         bench
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.site.path().join(name).display().to_string()
-    }
-
-    fn done(&self, arguments: &[&str]) -> String {
-        let output = self.site.run(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", errors(&output));
-        text(&output)
     }
 
     /// An artifact that runs `before` when it is started as a gateway and then is this very program.
@@ -53,18 +43,18 @@ impl Bench {
         while script.len() < size {
             script.push_str("# 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abc\n");
         }
-        std::fs::write(self.path("artifact"), script).unwrap();
-        self.path("artifact")
+        std::fs::write(self.site.file("artifact"), script).unwrap();
+        self.site.file("artifact")
     }
 
     fn sign(&self, key: &str, target: &str, version: &str) -> String {
-        let (artifact, key) = (self.path("artifact"), self.path(key));
-        self.done(&["firmware", "sign", &artifact, "--key", &key, "--target", target, "--release", version]);
-        self.path("artifact.manifest")
+        let (artifact, key) = (self.site.file("artifact"), self.site.file(key));
+        self.site.done(&["firmware", "sign", &artifact, "--key", &key, "--target", target, "--release", version]);
+        self.site.file("artifact.manifest")
     }
 
     fn offer(&self, manifest: &str) -> std::process::Output {
-        let url = format!("file://{}", self.path("artifact"));
+        let url = format!("file://{}", self.site.file("artifact"));
         self.site.run(&["firmware", "offer", manifest, "--url", &url, "--json"])
     }
 
@@ -125,7 +115,7 @@ fn an_approved_update_restarts_proves_itself_and_stays() {
     let offered = bench.offer(&manifest);
     assert!(offered.status.success(), "{}", errors(&offered));
     assert_eq!(bench.job().unwrap()["stage"], "offered", "nothing begins without a word");
-    bench.done(&["firmware", "approve"]);
+    bench.site.done(&["firmware", "approve"]);
     let (gateway, job) = bench.until_over(gateway);
     assert_eq!((job["stage"].as_str(), job["version"].as_str()), (Some("done"), Some("9.0.0")), "{job}");
     assert_eq!(slot(&gateway), "a");
@@ -153,7 +143,7 @@ fn an_administrator_updates_it_over_topics_and_is_answered_before_and_after_the_
     };
     bench.artifact("", 300_000);
     let manifest = std::fs::read_to_string(bench.sign("plant", &gateway_target(), "9.0.0")).unwrap();
-    let url = format!("file://{}", bench.path("artifact"));
+    let url = format!("file://{}", bench.site.file("artifact"));
     let offer = serde_json::json!({"correlationId": "o1", "manifest": manifest, "url": url});
     let ask = |topic: &str, request: &Value| {
         let topic = format!("fieldgate/v1/plant/{topic}");
@@ -220,20 +210,20 @@ fn what_is_unsigned_wrongly_signed_older_the_same_for_others_or_changed_is_refus
     let signed = std::fs::read_to_string(&good).unwrap();
     let unsigned: String =
         signed.lines().filter(|line| !line.starts_with("signature")).map(|line| format!("{line}\n")).collect();
-    std::fs::write(bench.path("unsigned"), unsigned).unwrap();
-    refused(&bench.path("unsigned"), "unsigned");
-    std::fs::write(bench.path("changed"), signed.replace("9.0.0", "9.0.1")).unwrap();
-    refused(&bench.path("changed"), "bad-signature");
+    std::fs::write(bench.site.file("unsigned"), unsigned).unwrap();
+    refused(&bench.site.file("unsigned"), "unsigned");
+    std::fs::write(bench.site.file("changed"), signed.replace("9.0.0", "9.0.1")).unwrap();
+    refused(&bench.site.file("changed"), "bad-signature");
 
     // Signed, but the bytes are others: refused after the transfer, and never run.
-    let bytes = std::fs::read(bench.path("artifact")).unwrap();
+    let bytes = std::fs::read(bench.site.file("artifact")).unwrap();
     let mut spoilt = bytes.clone();
     *spoilt.last_mut().unwrap() = b'!';
     let wrong = |bytes: &[u8], code: &str| {
-        std::fs::write(bench.path("artifact"), bytes).unwrap();
+        std::fs::write(bench.site.file("artifact"), bytes).unwrap();
         let offered = bench.offer(&good);
         assert!(offered.status.success(), "{}", errors(&offered));
-        bench.done(&["firmware", "approve"]);
+        bench.site.done(&["firmware", "approve"]);
         let job = eventually("the end of the job", SOON * 2, || {
             bench.job().filter(|job| ["refused", "failed"].contains(&job["stage"].as_str().unwrap_or_default()))
         });
@@ -260,7 +250,7 @@ fn a_version_that_dies_or_does_less_than_the_old_one_is_taken_back() {
         bench.artifact(&before.replace("SITE", &bench.site.text()), 1_000);
         let manifest = bench.sign("plant", &gateway_target(), "9.0.0");
         assert!(bench.offer(&manifest).status.success());
-        bench.done(&["firmware", "approve"]);
+        bench.site.done(&["firmware", "approve"]);
         let (gateway, job) = bench.until_over(gateway);
         assert_eq!((job["stage"].as_str(), job["code"].as_str()), (Some("rolled-back"), Some(code)), "{job}");
         assert_eq!(slot(&gateway), "packaged");
@@ -280,13 +270,13 @@ fn an_update_that_is_killed_at_any_stage_ends_in_a_version_that_runs() {
         let order = ["offered", "approved", "transferring", "verified", "installing", "proving", "done"];
         let at = |stage: &str| order.iter().position(|known| *known == stage).unwrap_or(order.len());
         if killed_at != "offered" {
-            bench.done(&["firmware", "approve"]);
+            bench.site.done(&["firmware", "approve"]);
         }
         eventually(&format!("the stage {killed_at}"), SOON, || (at(&bench.stage()?) >= at(killed_at)).then_some(()));
         gateway.kill();
         let gateway = bench.site.start();
         if killed_at == "offered" {
-            bench.done(&["firmware", "approve"]);
+            bench.site.done(&["firmware", "approve"]);
         }
         let (gateway, job) = bench.until_over(gateway);
         assert_eq!(job["stage"], "done", "killed at {killed_at}: {job}");

@@ -194,7 +194,7 @@ impl Plant for GatewayPlant {
         let device = device.ok_or_else(not_for_the_gateway)?;
         let values = match work {
             Work::Configuration { .. } => return configuration::before(&self.management, device).await,
-            Work::Firmware { .. } => return self.bench(device).before(),
+            Work::Firmware { .. } => return self.firmware_ways(device).before(),
             Work::Recipe { values } => values,
         };
         if values.len() > MOST_WRITES {
@@ -234,10 +234,10 @@ impl Plant for GatewayPlant {
             }
             Act::Apply(Work::Firmware { image, manifest, .. }) => {
                 let wanted = firmware::Wanted { key: &key, actor: &actor, image, cache: &self.cache, manifest };
-                return self.bench(&device).apply(wanted).await;
+                return self.firmware_ways(&device).apply(wanted).await;
             }
             Act::Undo { work: Work::Firmware { .. }, before } => {
-                return self.bench(&device).undo(&actor, &before).await;
+                return self.firmware_ways(&device).undo(&actor, &before).await;
             }
         };
         if values.is_empty() {
@@ -252,9 +252,9 @@ impl Plant for GatewayPlant {
 }
 
 impl GatewayPlant {
-    const fn bench<'a>(&'a self, device: &'a DeviceId) -> firmware::Bench<'a> {
+    const fn firmware_ways<'a>(&'a self, device: &'a DeviceId) -> firmware::Ways<'a> {
         let Self { desk, latest, events, store, .. } = self;
-        firmware::Bench { desk, latest, events, store, device }
+        firmware::Ways { desk, latest, events, store, device }
     }
 
     async fn write(&self, key: &str, device: &DeviceId, actor: String, values: Vec<PointValue>) -> Result<(), Refusal> {

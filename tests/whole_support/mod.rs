@@ -69,6 +69,18 @@ impl Site {
         self.folder.path()
     }
 
+    /// A file in the directory, as a text.
+    pub fn file(&self, name: &str) -> String {
+        self.path().join(name).display().to_string()
+    }
+
+    /// Runs the program, which must succeed; what it printed.
+    pub fn done(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", errors(&output));
+        text(&output)
+    }
+
     /// The directory as a text.
     pub fn text(&self) -> String {
         self.folder.path().display().to_string()

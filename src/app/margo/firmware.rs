@@ -54,7 +54,7 @@ pub(super) struct Wanted<'a> {
 
 /// The ways to one device's firmware.
 #[derive(Debug)]
-pub(super) struct Bench<'a> {
+pub(super) struct Ways<'a> {
     pub desk: &'a FirmwareDesk,
     pub latest: &'a Latest,
     pub events: &'a EventLog,
@@ -121,7 +121,7 @@ pub(super) const fn is_polled(view: &DeviceView) -> bool {
     matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. })
 }
 
-impl Bench<'_> {
+impl Ways<'_> {
     /// The version that runs now, as far as the device says it.
     pub(super) fn before(&self) -> Result<Before, Refusal> {
         self.latest.read(|table| {
