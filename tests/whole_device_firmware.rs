@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fieldgate_simulators::firmware_target::{FirmwareTarget, Settings, Trouble};
 use serde_json::{Value, json};
 use support::{PythonServer, SOON, Subscriber, eventually, publish};
-use whole_support::{Site, body, errors, stop, text};
+use whole_support::{Site, body, stop};
 
 const ENGINEER: &str = "[[management.role]]\nidentity = \"mqtt:*\"\nrole = \"engineer\"\n";
 const POINTS: &str = "[[points]]\nid = \"state\"\ntable = \"holding\"\naddress = 0\n";
