@@ -116,7 +116,6 @@ fn values_are_erased_once_they_are_delivered_also_after_a_kill() {
     // The file goes first, then the process.
     kill(gateway);
     std::fs::remove_file(plant.site.path().join("devices/pump.toml")).unwrap();
-    let gateway = plant.site.start();
     let elsewhere = Site::new("");
     elsewhere.write(
         "fieldgate.toml",
@@ -125,6 +124,7 @@ fn values_are_erased_once_they_are_delivered_also_after_a_kill() {
     let broker = elsewhere.start();
     let got = Subscriber::start(plant.cloud, "fieldgate/v1/plant/devices/pump/telemetry", &[]);
     let told = Subscriber::start(plant.cloud, "fieldgate/v1/plant/events", &[]);
+    let gateway = plant.site.start();
     eventually("delivery", SOON * 2, || (got.messages().len() >= before).then_some(()));
     plant.life("decommissioned", "");
     plant.is_erased(false);
