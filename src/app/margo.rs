@@ -1,7 +1,8 @@
 //! The Margo client on the running gateway: its [`Plant`] on the registry and the command service, its [`Storage`] on the
 //! state store, and the supervised tasks.
 //!
-//! Children are the devices that the registry has as active. Recipes are commands: with limits, interlocks, read-back, audit
+//! Children are the devices that were approved and belong to this gateway. One that is out of service, shows another identity
+//! or is about to be handed over stays one, and counts as unreachable. Recipes are commands: with limits, interlocks, read-back, audit
 //! and at-most-once by correlation id, as if a person had sent them. What a recipe that failed half way wrote stays
 //! until its deployment is removed. Configurations are versions of `config/desired`, with their proof and way back.
 //! Firmware is offered at the firmware desk and approved by its deployment.
@@ -9,7 +10,6 @@
 mod configuration;
 mod firmware;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use super::commands::AnswersToLog;
 use super::events::EventLog;
 use super::firmware::FirmwareDesk;
-use super::latest::{DeviceView, Latest};
+use super::latest::Latest;
 use super::management::Fleet;
 use super::supervisor::Supervisor;
 use crate::contract::v1;
 use crate::contract::v1::event::Severity;
 use crate::management::command::{Answer, AnswerSink, CommandRequest, CommandService, Receipt};
-use crate::management::lifecycle::State;
+use crate::management::lifecycle::{Declaration, DeviceRecord, State};
 use crate::management::service::Management;
 use crate::margo::client::{self, ClientStatus};
 use crate::margo::component::{PointValue, Work};
@@ -141,41 +141,42 @@ pub struct GatewayPlant {
     pub cache: PathBuf,
 }
 
-/// `delegated`: what device management may do there.
-fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>, takes_firmware: bool) -> Child {
-    let writable = view.device.points.iter().any(|point| point.access != Access::Read);
-    let identity = Identity {
-        vendor: view.identity.vendor.clone(),
-        model: view.identity.model.clone(),
-        serial: view.identity.serial.clone(),
-    };
+/// One device as the registry has it: who was approved, so that neither a restart nor a stranger at its address changes what
+/// the fleet manager is told.
+fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -> Child {
+    let plate = record.name_plate();
+    let said = |text: String| (!text.is_empty()).then_some(text);
+    let delegated = |function| declared.is_some_and(|declared| declared.delegated.contains(function));
+    let writable = declared.is_some_and(|d| d.profile.points.values().any(|point| point.max_access != Access::Read));
     Child {
-        id: view.device.id.clone(),
+        id: id.clone(),
         parent: None,
-        identity,
-        protocol: view.device.protocol.to_owned(),
+        identity: Identity { vendor: said(plate.vendor), model: said(plate.model), serial: said(plate.serial) },
+        hardware: record.approved().map(|pin| pin.value.clone()).unwrap_or_default(),
+        protocol: record.protocol.clone(),
         functions: Functions {
-            configuration: delegated.contains("config"),
-            recipe: writable && delegated.contains("command"),
-            firmware: takes_firmware,
+            configuration: delegated("config"),
+            recipe: writable && delegated("command"),
+            firmware: false,
         },
-        reachable: firmware::is_polled(view),
+        reachable: record.state == State::Active,
     }
 }
 
 impl Plant for GatewayPlant {
     async fn inventory(&self) -> Inventory {
-        let active = self.management.look(|core| {
-            let devices = core.lifecycle().devices().iter();
-            let active = devices.filter(|(_, record)| record.state == State::Active);
-            let delegated = |id| core.lifecycle().declaration(id).map(|d| d.delegated.clone()).unwrap_or_default();
-            active.map(|(id, _)| (id.clone(), delegated(id))).collect::<Vec<_>>()
+        let held = self.management.look(|core| {
+            let life = core.lifecycle();
+            let held = life.devices().iter().filter(|(_, record)| record.is_held());
+            held.map(|(id, record)| child(id, record, life.declaration(id))).collect::<Vec<_>>()
         });
-        // An error says that the gateway stops: nothing is taken back for that.
-        let Ok(active) = active.await else { return Inventory::default() };
-        let children = self.latest.read(|table| {
-            let known = active.iter().filter_map(|(id, delegated)| Some((table.get(id)?, delegated, id)));
-            known.map(|(view, delegated, id)| child(view, delegated, self.fleet.firmware(id).is_ok())).collect()
+        // The gateway stops, and nothing is taken back for that.
+        let Ok(mut children) = held.await else { return std::future::pending().await };
+        self.latest.read(|table| {
+            for child in &mut children {
+                child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
+                child.functions.firmware = self.fleet.firmware(&child.id).is_ok();
+            }
         });
         Inventory { gateway: Identity::default(), functions: Functions::default(), children }
     }
