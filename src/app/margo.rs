@@ -49,6 +49,8 @@ const ANSWERS: usize = 256;
 const LOOK: Duration = Duration::from_secs(2);
 /// Longest wait for the answer of a command that was stored.
 const COMMAND: Duration = Duration::from_secs(300);
+/// What is answered to a command that a restart kept from beginning.
+const RESTARTED: &str = "restarted";
 /// Writes that one command may have.
 const MOST_WRITES: usize = 32;
 /// The file with the client's status, for `fieldgate margo status`.
@@ -193,6 +195,9 @@ impl Plant for GatewayPlant {
 
     async fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
         let device = device.ok_or_else(not_for_the_gateway)?;
+        if !self.answers_now(device) {
+            return Err(unreachable(device));
+        }
         let values = match work {
             Work::Configuration { .. } => return configuration::before(&self.management, device).await,
             Work::Firmware { .. } => return self.firmware_ways(device).before(),
@@ -224,7 +229,12 @@ impl Plant for GatewayPlant {
         let device = device.ok_or_else(not_for_the_gateway)?;
         let values: Vec<PointValue> = match act {
             Act::Apply(Work::Configuration { document }) => {
-                return configuration::apply(&self.management, &key, &device, &actor, document).await;
+                let applied = configuration::apply(&self.management, &key, &device, &actor, document).await;
+                // Who fell silent in the middle of it proved nothing, neither good nor bad.
+                return applied.map_err(|refusal| match self.answers_now(&device) {
+                    false if refusal.code == configuration::NOT_PROVEN => Refusal { unreachable: true, ..refusal },
+                    _ => refusal,
+                });
             }
             Act::Undo { work: Work::Configuration { .. }, before } => {
                 return configuration::undo(&self.management, &key, &device, &actor, &before).await;
@@ -244,7 +254,16 @@ impl Plant for GatewayPlant {
         if values.is_empty() {
             return Ok(());
         }
-        self.write(&key, &device, actor, values).await
+        // A command that did not begin before a restart is sent again under the next name; the ledger answers for the names
+        // before, so that every life of the program goes the same way.
+        let mut life = 0_u32;
+        loop {
+            let name = if life == 0 { key.clone() } else { format!("{key}.{life}") };
+            match self.write(&name, &device, &actor, &values).await {
+                Err(refusal) if refusal.code == RESTARTED => life += 1,
+                ended => return ended,
+            }
+        }
     }
 
     async fn alert(&self, alert: Alert) {
@@ -258,16 +277,21 @@ impl GatewayPlant {
         firmware::Ways { desk, latest, events, store, device }
     }
 
-    async fn write(&self, key: &str, device: &DeviceId, actor: String, values: Vec<PointValue>) -> Result<(), Refusal> {
-        let write = |value: PointValue| v1::Write { point: value.point, value: Some(proto(&value.value)) };
+    /// Whether a device is polled and answers.
+    fn answers_now(&self, device: &DeviceId) -> bool {
+        self.latest.read(|table| table.get(device).is_some_and(firmware::is_polled))
+    }
+
+    async fn write(&self, key: &str, device: &DeviceId, actor: &str, values: &[PointValue]) -> Result<(), Refusal> {
+        let write = |value: &PointValue| v1::Write { point: value.point.clone(), value: Some(proto(&value.value)) };
         let command = v1::Command {
             correlation_id: key.to_owned(),
-            writes: values.into_iter().map(write).collect(),
+            writes: values.iter().map(write).collect(),
             ..v1::Command::default()
         };
         let mut answers = self.answers.subscribe();
         // What a fleet manager may ask is decided by `[margo]`, not by roles.
-        let request = CommandRequest { device: device.clone(), command, actor, forbidden: None };
+        let request = CommandRequest { device: device.clone(), command, actor: actor.to_owned(), forbidden: None };
         let stopping = || Refusal { unreachable: true, ..Refusal::new("stopping", "the gateway is stopping") };
         self.commands.submit(request, Receipt::none()).await.map_err(|_| stopping())?;
         let answered = tokio::time::timeout(COMMAND, async {
