@@ -10,55 +10,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use fieldgate::margo::component::{CONFIGURATION_TYPE, FIRMWARE_MANIFEST_TYPE, FIRMWARE_TYPE, RECIPE_TYPE};
-use fieldgate::margo::words::Digest;
 use fieldgate_simulators::firmware_target::{FirmwareTarget, Settings, Trouble};
 use fieldgate_simulators::margo::{Authority, Deployment, Records, Wfm, WfmOptions};
 use serde_json::json;
 use support::eventually;
-use whole_support::{FakeDevice, Mode, Site, body, errors, stop, text};
+use whole_support::margo::{self, PATIENCE, artifact, join, repository};
+use whole_support::{FakeDevice, Mode, Site, body, errors, said, stop, text};
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const POINT: &str = "[[points]]\nid = \"setpoint\"\ntable = \"holding\"\naddress = 10\naccess = \"read-write\"\n";
-
-/// Layers with their media types as an image of an OCI image layout.
-fn artifact(site: &Site, name: &str, layers: &[(&str, &str)]) {
-    let digest = |text: &str| Digest::of(text.as_bytes());
-    let described =
-        |kind: &str, text: &str| json!({ "mediaType": kind, "digest": digest(text).to_string(), "size": text.len() });
-    let listed: Vec<_> = layers.iter().map(|(kind, text)| described(kind, text)).collect();
-    let empty = described("application/vnd.oci.empty.v1+json", "{}");
-    let manifest = json!({ "schemaVersion": 2, "config": empty, "layers": listed }).to_string();
-    let layout = format!("artifacts/registry.example/{name}");
-    for text in layers.iter().map(|(_, text)| *text).chain([manifest.as_str()]) {
-        site.write(&format!("{layout}/blobs/sha256/{}", digest(text).hex()), text);
-    }
-    let mut entry = described("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "1.0" });
-    site.write(&format!("{layout}/index.json"), &json!({ "schemaVersion": 2, "manifests": [entry] }).to_string());
-}
-
-/// The `[margo]` of a gateway whose fleet manager may deploy `delegate` to its devices.
-fn margo(wfm: &Wfm, delegate: &str) -> String {
-    format!(
-        "[margo]\nurl = \"{}\"\ntrust = {{ bundle = \"bundle.json\" }}\npolling = {{ every = \"1 s\" }}\ndelegate = {{ {delegate} = true }}\nartifacts = {{ directory = \"artifacts\", registries = false }}\n",
-        wfm.url()
-    )
-}
-
-/// Joining: the key stays, the request goes to the operator, the chain comes back.
-fn join(site: &Site, wfm: &Wfm, authority: &Authority) {
-    site.write("bundle.json", &authority.bundle().to_string());
-    let joined = site.run(&["margo", "join", "--trust-domain", "plant.example", "--wfm", wfm.id()]);
-    assert!(joined.status.success(), "{}", errors(&joined));
-    assert!(text(&joined).contains(&authority.client_id(wfm.id(), "plant")), "{}", text(&joined));
-    let request = std::fs::read_to_string(site.data().join("margo/svid.csr.pem")).unwrap();
-    let chain = authority.sign_request(&request, &authority.client_id(wfm.id(), "plant"), Duration::from_secs(86_400));
-    site.write("data/margo/svid.pem", &chain.unwrap());
-}
 
 /// A site of one pump that has joined a fleet manager, which may deploy `delegate` to it.
 fn joined(wfm: &Wfm, authority: &Authority, delegate: &str) -> (Site, FakeDevice) {
-    let site = Site::new(&margo(wfm, delegate));
+    let site = Site::new(&margo::settings(wfm, &[delegate], ""));
     let device = FakeDevice::start(Mode::Well);
     site.device(
         "pump",
@@ -67,7 +30,7 @@ fn joined(wfm: &Wfm, authority: &Authority, delegate: &str) -> (Site, FakeDevice
         "[modbus.write]\nverify = false\n",
         POINT,
     );
-    join(&site, wfm, authority);
+    join(&site, wfm, authority, "plant");
     (site, device)
 }
 
@@ -76,18 +39,15 @@ fn a_gateway_joins_takes_a_recipe_survives_a_kill_and_takes_it_back() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let authority = Authority::new("plant.example").unwrap();
     let wfm = runtime.block_on(Wfm::start(WfmOptions::new(authority.clone()))).unwrap();
-    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| {
-        runtime.block_on(wfm.wait(what, PATIENCE, look)).unwrap_or_else(|error| panic!("{error}"));
-    };
+    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| margo::wait(&runtime, &wfm, what, look);
     let (site, device) = joined(&wfm, &authority, "recipe");
     let recipe = json!({ "values": [{ "point": "setpoint", "value": 42 }] });
-    artifact(&site, "pump", &[(RECIPE_TYPE, &recipe.to_string())]);
+    artifact(&site, "pump", "1.0", &[(RECIPE_TYPE, &recipe.to_string())], &json!({}));
 
     let gateway = site.start();
     wait("the pump", &|seen| seen.devices.contains_key("plant/pump").then_some(()));
-    let id = wfm
-        .deploy(Deployment::custom("plant/pump", "pump").component("recipe", "oci://registry.example/pump", "1.0"))
-        .unwrap();
+    let id =
+        wfm.deploy(Deployment::custom("plant/pump", "pump").component("recipe", &repository("pump"), "1.0")).unwrap();
     let state = |seen: &Records| seen.status(&id, Some("plant/pump")).map(|status| status.state.clone());
     wait("installed", &|seen| (state(seen)? == "installed").then_some(()));
     assert_eq!(device.writes(), [(10, 42)]);
@@ -135,20 +95,18 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let authority = Authority::new("plant.example").unwrap();
     let wfm = runtime.block_on(Wfm::start(WfmOptions::new(authority.clone()))).unwrap();
-    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| {
-        runtime.block_on(wfm.wait(what, PATIENCE, look)).unwrap_or_else(|error| panic!("{error}"));
-    };
+    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| margo::wait(&runtime, &wfm, what, look);
     let (site, _device) = joined(&wfm, &authority, "configuration");
     let good = json!({ "settings": { "rate": "300 ms" }, "proveWithin": "10 s", "comment": "faster" });
     let bad = json!({ "settings": { "points": { "setpoint": { "expect": { "max": 1 } } } }, "proveWithin": "2 s" });
     let wrong = json!({ "settings": { "rtae": "1 s" } });
     for (name, document) in [("good", &good), ("bad", &bad), ("wrong", &wrong)] {
-        artifact(&site, name, &[(CONFIGURATION_TYPE, &document.to_string())]);
+        artifact(&site, name, "1.0", &[(CONFIGURATION_TYPE, &document.to_string())], &json!({}));
     }
     let gateway = site.start();
     wait("the pump", &|seen| seen.devices.contains_key("plant/pump").then_some(()));
     let deploy = |name: &str| {
-        let from = format!("oci://registry.example/{name}");
+        let from = repository(name);
         wfm.deploy(Deployment::custom("plant/pump", name).component("settings", &from, "1.0")).unwrap()
     };
     let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();
@@ -179,6 +137,33 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
     stop(gateway);
 }
 
+#[test]
+fn a_device_that_falls_silent_before_it_proved_a_configuration_is_told_as_102_and_gets_it_again() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let authority = Authority::new("plant.example").unwrap();
+    let wfm = runtime.block_on(Wfm::start(WfmOptions::new(authority.clone()))).unwrap();
+    let (site, device) = joined(&wfm, &authority, "configuration");
+    let never = json!({ "settings": { "rate": "200 ms", "points": { "setpoint": { "expect": { "max": 1 } } } }, "proveWithin": "10 s" });
+    artifact(&site, "never", "1.0", &[(CONFIGURATION_TYPE, &never.to_string())], &json!({}));
+    let gateway = site.start();
+    site.wait_for_state("pump", "online");
+    let wanted = Deployment::custom("plant/pump", "never").component("settings", &repository("never"), "1.0");
+    let id = wfm.deploy(wanted).unwrap();
+    let told = |what: &str, state: &str, code: &str| {
+        margo::wait(&runtime, &wfm, what, |seen| {
+            let status = seen.status(&id, Some("plant/pump"))?;
+            let error = said(&status.body["status"]["error"], "code");
+            (status.state == state && error == code).then_some(())
+        });
+    };
+    told("the begin", "installing", "");
+    device.set(Mode::Hangs);
+    told("that it does not answer", "failed", "102");
+    device.set(Mode::Well);
+    told("that it was tried again, and is wrong", "failed", "health-gate");
+    stop(gateway);
+}
+
 const PROFILE: &str = "[firmware]\nmethod = \"modbus-files\"\nstatus = 0\ncommand = 1\nsize = 2\nreceived = 4\ndigest = 8\n\
     version = 32\nprove_within = \"20 s\"\nrate = \"24 KiB\"\n\n[[points]]\nid = \"state\"\ntable = \"holding\"\naddress = 0\n";
 
@@ -191,7 +176,7 @@ fn firmware(site: &Site, name: &str, key: &str, version: &str) {
     let signed = site.run(&["firmware", "sign", path, "--key", key, "--target", "pump-p7", "--release", version]);
     assert!(signed.status.success(), "{}", errors(&signed));
     let manifest = std::fs::read_to_string(format!("{path}.manifest")).unwrap();
-    artifact(site, name, &[(FIRMWARE_TYPE, &image), (FIRMWARE_MANIFEST_TYPE, &manifest)]);
+    artifact(site, name, "1.0", &[(FIRMWARE_TYPE, &image), (FIRMWARE_MANIFEST_TYPE, &manifest)], &json!({}));
 }
 
 /// A site of one pump that takes firmware, joined, with the images `good`, `bad` and `foreign`.
@@ -201,14 +186,14 @@ fn firmware_site(wfm: &Wfm, authority: &Authority, port: u16) -> Site {
         let made = site.run(&["firmware", "keygen", site.path().join(key).to_str().unwrap()]);
         assert!(made.status.success(), "{}", errors(&made));
     }
-    site.main_file(&format!("[firmware]\nkeys = [\"plant.pub\"]\n\n{}", margo(wfm, "firmware")));
+    site.main_file(&format!("[firmware]\nkeys = [\"plant.pub\"]\n\n{}", margo::settings(wfm, &["firmware"], "")));
     site.write("profiles/pump-p7.toml", PROFILE);
     let head = "profile = \"pump-p7\"\ndelegated = [\"firmware\"]\nrate = \"100 ms\"\n";
     site.device("pump", port, head, "breaker = { failures = 100 }\n", "");
     firmware(&site, "good", "plant", "2.0.0");
     firmware(&site, "bad", "plant", "3.0.0");
     firmware(&site, "foreign", "stranger", "4.0.0");
-    join(&site, wfm, authority);
+    join(&site, wfm, authority, "plant");
     site
 }
 
@@ -217,9 +202,7 @@ fn firmware_is_deployed_once_over_a_kill_rolled_back_when_it_fails_and_stays_whe
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let authority = Authority::new("plant.example").unwrap();
     let wfm = runtime.block_on(Wfm::start(WfmOptions::new(authority.clone()))).unwrap();
-    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| {
-        runtime.block_on(wfm.wait(what, PATIENCE, look)).unwrap_or_else(|error| panic!("{error}"));
-    };
+    let wait = |what: &str, look: &dyn Fn(&Records) -> Option<()>| margo::wait(&runtime, &wfm, what, look);
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let restart = Duration::from_millis(300);
     let settings = Settings { listen, version: "1.0.0".to_owned(), restart, trouble: Trouble::None };
@@ -228,7 +211,7 @@ fn firmware_is_deployed_once_over_a_kill_rolled_back_when_it_fails_and_stays_whe
     let gateway = site.start();
     wait("the pump", &|seen| seen.devices.contains_key("plant/pump").then_some(()));
     let deploy = |name: &str| {
-        let from = format!("oci://registry.example/{name}");
+        let from = repository(name);
         wfm.deploy(Deployment::custom("plant/pump", name).component("firmware", &from, "1.0")).unwrap()
     };
     let status = |seen: &Records, id: &_| seen.status(id, Some("plant/pump")).cloned();

@@ -1,7 +1,8 @@
 //! The Margo client on the running gateway: its [`Plant`] on the registry and the command service, its [`Storage`] on the
 //! state store, and the supervised tasks.
 //!
-//! Children are the devices that the registry has as active. Recipes are commands: with limits, interlocks, read-back, audit
+//! Children are the devices that were approved and belong to this gateway. One that is out of service, shows another identity
+//! or is about to be handed over stays one, and counts as unreachable. Recipes are commands: with limits, interlocks, read-back, audit
 //! and at-most-once by correlation id, as if a person had sent them. What a recipe that failed half way wrote stays
 //! until its deployment is removed. Configurations are versions of `config/desired`, with their proof and way back.
 //! Firmware is offered at the firmware desk and approved by its deployment.
@@ -9,7 +10,6 @@
 mod configuration;
 mod firmware;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use super::commands::AnswersToLog;
 use super::events::EventLog;
 use super::firmware::FirmwareDesk;
-use super::latest::{DeviceView, Latest};
+use super::latest::Latest;
 use super::management::Fleet;
 use super::supervisor::Supervisor;
 use crate::contract::v1;
 use crate::contract::v1::event::Severity;
 use crate::management::command::{Answer, AnswerSink, CommandRequest, CommandService, Receipt};
-use crate::management::lifecycle::State;
+use crate::management::lifecycle::{Declaration, DeviceRecord, State};
 use crate::management::service::Management;
 use crate::margo::client::{self, ClientStatus};
 use crate::margo::component::{PointValue, Work};
@@ -49,6 +49,8 @@ const ANSWERS: usize = 256;
 const LOOK: Duration = Duration::from_secs(2);
 /// Longest wait for the answer of a command that was stored.
 const COMMAND: Duration = Duration::from_secs(300);
+/// What is answered to a command that a restart kept from beginning.
+const RESTARTED: &str = "restarted";
 /// Writes that one command may have.
 const MOST_WRITES: usize = 32;
 /// The file with the client's status, for `fieldgate margo status`.
@@ -141,41 +143,42 @@ pub struct GatewayPlant {
     pub cache: PathBuf,
 }
 
-/// `delegated`: what device management may do there.
-fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>, takes_firmware: bool) -> Child {
-    let writable = view.device.points.iter().any(|point| point.access != Access::Read);
-    let identity = Identity {
-        vendor: view.identity.vendor.clone(),
-        model: view.identity.model.clone(),
-        serial: view.identity.serial.clone(),
-    };
+/// One device as the registry has it: who was approved, so that neither a restart nor a stranger at its address changes what
+/// the fleet manager is told.
+fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -> Child {
+    let plate = record.name_plate();
+    let said = |text: String| (!text.is_empty()).then_some(text);
+    let delegated = |function| declared.is_some_and(|declared| declared.delegated.contains(function));
+    let writable = declared.is_some_and(|d| d.profile.points.values().any(|point| point.max_access != Access::Read));
     Child {
-        id: view.device.id.clone(),
+        id: id.clone(),
         parent: None,
-        identity,
-        protocol: view.device.protocol.to_owned(),
+        identity: Identity { vendor: said(plate.vendor), model: said(plate.model), serial: said(plate.serial) },
+        hardware: record.approved().map(|pin| pin.value.clone()).unwrap_or_default(),
+        protocol: record.protocol.clone(),
         functions: Functions {
-            configuration: delegated.contains("config"),
-            recipe: writable && delegated.contains("command"),
-            firmware: takes_firmware,
+            configuration: delegated("config"),
+            recipe: writable && delegated("command"),
+            firmware: false,
         },
-        reachable: firmware::is_polled(view),
+        reachable: record.state == State::Active,
     }
 }
 
 impl Plant for GatewayPlant {
     async fn inventory(&self) -> Inventory {
-        let active = self.management.look(|core| {
-            let devices = core.lifecycle().devices().iter();
-            let active = devices.filter(|(_, record)| record.state == State::Active);
-            let delegated = |id| core.lifecycle().declaration(id).map(|d| d.delegated.clone()).unwrap_or_default();
-            active.map(|(id, _)| (id.clone(), delegated(id))).collect::<Vec<_>>()
+        let held = self.management.look(|core| {
+            let life = core.lifecycle();
+            let held = life.devices().iter().filter(|(_, record)| record.is_held());
+            held.map(|(id, record)| child(id, record, life.declaration(id))).collect::<Vec<_>>()
         });
-        // An error says that the gateway stops: nothing is taken back for that.
-        let Ok(active) = active.await else { return Inventory::default() };
-        let children = self.latest.read(|table| {
-            let known = active.iter().filter_map(|(id, delegated)| Some((table.get(id)?, delegated, id)));
-            known.map(|(view, delegated, id)| child(view, delegated, self.fleet.firmware(id).is_ok())).collect()
+        // The gateway stops, and nothing is taken back for that.
+        let Ok(mut children) = held.await else { return std::future::pending().await };
+        self.latest.read(|table| {
+            for child in &mut children {
+                child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
+                child.functions.firmware = self.fleet.firmware(&child.id).is_ok();
+            }
         });
         Inventory { gateway: Identity::default(), functions: Functions::default(), children }
     }
@@ -192,6 +195,9 @@ impl Plant for GatewayPlant {
 
     async fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
         let device = device.ok_or_else(not_for_the_gateway)?;
+        if !self.answers_now(device) {
+            return Err(unreachable(device));
+        }
         let values = match work {
             Work::Configuration { .. } => return configuration::before(&self.management, device).await,
             Work::Firmware { .. } => return self.firmware_ways(device).before(),
@@ -223,7 +229,12 @@ impl Plant for GatewayPlant {
         let device = device.ok_or_else(not_for_the_gateway)?;
         let values: Vec<PointValue> = match act {
             Act::Apply(Work::Configuration { document }) => {
-                return configuration::apply(&self.management, &key, &device, &actor, document).await;
+                let applied = configuration::apply(&self.management, &key, &device, &actor, document).await;
+                // Who fell silent in the middle of it proved nothing, neither good nor bad.
+                return applied.map_err(|refusal| match self.answers_now(&device) {
+                    false if refusal.code == configuration::NOT_PROVEN => Refusal { unreachable: true, ..refusal },
+                    _ => refusal,
+                });
             }
             Act::Undo { work: Work::Configuration { .. }, before } => {
                 return configuration::undo(&self.management, &key, &device, &actor, &before).await;
@@ -243,7 +254,16 @@ impl Plant for GatewayPlant {
         if values.is_empty() {
             return Ok(());
         }
-        self.write(&key, &device, actor, values).await
+        // A command that did not begin before a restart is sent again under the next name; the ledger answers for the names
+        // before, so that every life of the program goes the same way.
+        let mut life = 0_u32;
+        loop {
+            let name = if life == 0 { key.clone() } else { format!("{key}.{life}") };
+            match self.write(&name, &device, &actor, &values).await {
+                Err(refusal) if refusal.code == RESTARTED => life += 1,
+                ended => return ended,
+            }
+        }
     }
 
     async fn alert(&self, alert: Alert) {
@@ -257,16 +277,21 @@ impl GatewayPlant {
         firmware::Ways { desk, latest, events, store, device }
     }
 
-    async fn write(&self, key: &str, device: &DeviceId, actor: String, values: Vec<PointValue>) -> Result<(), Refusal> {
-        let write = |value: PointValue| v1::Write { point: value.point, value: Some(proto(&value.value)) };
+    /// Whether a device is polled and answers.
+    fn answers_now(&self, device: &DeviceId) -> bool {
+        self.latest.read(|table| table.get(device).is_some_and(firmware::is_polled))
+    }
+
+    async fn write(&self, key: &str, device: &DeviceId, actor: &str, values: &[PointValue]) -> Result<(), Refusal> {
+        let write = |value: &PointValue| v1::Write { point: value.point.clone(), value: Some(proto(&value.value)) };
         let command = v1::Command {
             correlation_id: key.to_owned(),
-            writes: values.into_iter().map(write).collect(),
+            writes: values.iter().map(write).collect(),
             ..v1::Command::default()
         };
         let mut answers = self.answers.subscribe();
         // What a fleet manager may ask is decided by `[margo]`, not by roles.
-        let request = CommandRequest { device: device.clone(), command, actor, forbidden: None };
+        let request = CommandRequest { device: device.clone(), command, actor: actor.to_owned(), forbidden: None };
         let stopping = || Refusal { unreachable: true, ..Refusal::new("stopping", "the gateway is stopping") };
         self.commands.submit(request, Receipt::none()).await.map_err(|_| stopping())?;
         let answered = tokio::time::timeout(COMMAND, async {
