@@ -139,11 +139,16 @@ impl Job {
         Self { lane, epoch: 0, work: Work::Erase(work), result: Ok(()) }
     }
 
-    /// The work for an erasure and its result, if it was one.
-    pub fn into_erasing(self) -> Result<(erase::Work, io::Result<()>), Self> {
+    /// Whether it is for an erasure.
+    pub fn is_erasing(&self) -> bool {
+        matches!(self.work, Work::Erase(_))
+    }
+
+    /// What was done for an erasure, and how that ended.
+    pub fn into_erasing(self) -> (erase::Work, io::Result<()>) {
         match self.work {
-            Work::Erase(work) => Ok((work, self.result)),
-            work => Err(Self { work, ..self }),
+            Work::Erase(work) => (work, self.result),
+            _ => unreachable!("asked for a job that is not for an erasure"),
         }
     }
 

@@ -271,13 +271,11 @@ impl Engine {
             return self.finish_reserve(job, now);
         }
         let i = job.lane() as usize;
-        let job = match job.into_erasing() {
-            Ok((work, result)) => {
-                self.finish_erasing(work, result);
-                return self.lanes[i].note_failure();
-            }
-            Err(job) => job,
-        };
+        if job.is_erasing() {
+            let (work, result) = job.into_erasing();
+            self.finish_erasing(work, result);
+            return self.lanes[i].note_failure();
+        }
         self.lanes[i].finish_job(job, now);
         self.lanes[i].note_failure();
         self.release(i);
