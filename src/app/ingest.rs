@@ -4,7 +4,7 @@
 //! samples is the order of its scans. When the store pushes back, this task waits, the queue in front of it fills and the
 //! drivers skip scans (counted as `backpressure`): nothing is dropped in between.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -65,8 +65,9 @@ pub struct Ingest {
     watcher: Watcher,
     clock: SharedClock,
     stats: Arc<IngestStats>,
-    /// When the first of the batches being filled is due, on the monotonic clock.
-    due_ns: Option<u64>,
+    /// When batches that are being filled are due, on the monotonic clock. A batch that was full earlier leaves its entry
+    /// behind until then.
+    due: BTreeSet<(u64, DeviceId)>,
 }
 
 impl Ingest {
@@ -82,7 +83,7 @@ impl Ingest {
         stats: Arc<IngestStats>,
     ) -> Self {
         let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
-        Self { pipelines, store, latest, desk, watcher, clock, stats, due_ns: None }
+        Self { pipelines, store, latest, desk, watcher, clock, stats, due: BTreeSet::new() }
     }
 
     /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
@@ -125,8 +126,12 @@ impl Ingest {
                     batches
                 }
                 () = sleep_until(look_at) => {
-                    stale_at = Instant::now() + STALE;
-                    self.tick()
+                    if Instant::now() < stale_at {
+                        self.close_due()
+                    } else {
+                        stale_at = Instant::now() + STALE;
+                        self.tick()
+                    }
                 }
             };
             self.keep(batches).await?;
@@ -164,18 +169,30 @@ impl Ingest {
         self.watcher.scan(pipeline.device(), observed);
         let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
         let batches = pipeline.scan(inputs, scan.at);
-        self.due_ns = self.due_ns.into_iter().chain(pipeline.due_ns()).min();
+        self.due.extend(pipeline.due_ns().map(|at| (at, scan.device)));
         batches
     }
 
     fn due_in(&self) -> Option<Duration> {
-        self.due_ns.map(|due| Duration::from_nanos(due.saturating_sub(self.clock.now().mono_ns)))
+        self.due.first().map(|(due, _)| Duration::from_nanos(due.saturating_sub(self.clock.now().mono_ns)))
     }
 
+    /// Closes the batches that are due, and looks at no other device.
+    fn close_due(&mut self) -> Vec<Batch> {
+        let (now, mut batches) = (self.clock.now(), Vec::new());
+        while let Some((_, device)) = self.due.first().filter(|(at, _)| *at <= now.mono_ns) {
+            batches.extend(self.pipelines.get_mut(device).and_then(|p| p.close_due(now)));
+            self.due.pop_first();
+        }
+        batches
+    }
+
+    /// Looks at every device: what is stale, and what is due.
     fn tick(&mut self) -> Vec<Batch> {
         let now = self.clock.now();
         let batches = self.pipelines.values_mut().flat_map(|p| p.tick(now)).collect();
-        self.due_ns = self.pipelines.values().filter_map(DevicePipeline::due_ns).min();
+        let due = self.pipelines.iter().filter_map(|(id, p)| Some((p.due_ns()?, id.clone())));
+        self.due = due.collect();
         batches
     }
 

@@ -29,19 +29,18 @@ struct Mark {
 
 /// What all files of a configuration look like. Equal when their contents are.
 #[derive(Debug, Clone, Default)]
-pub struct Marks(BTreeMap<PathBuf, Mark>);
+pub struct Marks(BTreeMap<Arc<Path>, Mark>);
 
 impl PartialEq for Marks {
     fn eq(&self, other: &Self) -> bool {
-        let content =
-            |marks: &Self| marks.0.iter().map(|(path, mark)| (path.clone(), mark.size, mark.hash)).collect::<Vec<_>>();
-        content(self) == content(other)
+        let content = |(path, mark): (&Arc<Path>, &Mark)| (path.clone(), mark.size, mark.hash);
+        self.0.iter().map(content).eq(other.0.iter().map(content))
     }
 }
 
 impl Marks {
     /// Looks at every file; one whose time and size are those in `before` is not read again.
-    pub fn take(files: &[PathBuf], before: &Marks) -> Self {
+    pub fn take(files: &[Arc<Path>], before: &Marks) -> Self {
         Self(files.iter().map(|file| (file.clone(), mark(file, before.0.get(file)))).collect())
     }
 }
@@ -80,34 +79,34 @@ fn names_hash(dir: &Path) -> Option<u32> {
 /// Decides when a change counts. Pure: it is given what the files look like.
 #[derive(Debug)]
 pub struct Debounce {
-    applied: Marks,
-    seen: Option<Marks>,
+    applied: Arc<Marks>,
+    seen: Option<Arc<Marks>>,
 }
 
 impl Debounce {
     /// Starts from what is in force.
     pub fn new(applied: Marks) -> Self {
-        Self { applied, seen: None }
+        Self { applied: applied.into(), seen: None }
     }
 
     /// Takes a poll. `true` once per change, when two polls in a row saw the same: then the files are to be loaded, and
     /// count as applied whether the load succeeds or not (a bad file is not tried again until it changes).
     pub fn observe(&mut self, current: Marks) -> bool {
-        if current == self.applied {
+        if current == *self.applied {
             self.seen = None;
             return false;
         }
-        if self.seen.as_ref() == Some(&current) {
-            self.applied = current;
+        if self.seen.as_deref() == Some(&current) {
+            self.applied = current.into();
             self.seen = None;
             return true;
         }
-        self.seen = Some(current);
+        self.seen = Some(current.into());
         false
     }
 
     /// The newest poll: what need not be read again when time and size are the same.
-    fn latest(&self) -> &Marks {
+    fn latest(&self) -> &Arc<Marks> {
         self.seen.as_ref().unwrap_or(&self.applied)
     }
 }
@@ -126,7 +125,7 @@ impl Trigger {
 /// Watches the files of one configuration.
 #[derive(Debug)]
 pub struct Watcher {
-    files: Vec<PathBuf>,
+    files: Arc<[Arc<Path>]>,
     core: Debounce,
     trigger: Trigger,
     every: Duration,
@@ -135,6 +134,7 @@ pub struct Watcher {
 impl Watcher {
     /// Watches `files` (see `Loaded::files`) as they are now, polling at `every` ([`POLL_INTERVAL`]).
     pub fn new(files: Vec<PathBuf>, every: Duration) -> Self {
+        let files = shared(files);
         let core = Debounce::new(Marks::take(&files, &Marks::default()));
         Self { files, core, trigger: Trigger(Arc::new(Notify::new())), every }
     }
@@ -146,6 +146,7 @@ impl Watcher {
 
     /// Watches other files from now on: after a load that succeeded.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
+        let files = shared(files);
         if files != self.files {
             self.core = Debounce::new(Marks::take(&files, self.core.latest()));
             self.files = files;
@@ -172,6 +173,10 @@ impl Watcher {
     }
 }
 
+fn shared(files: Vec<PathBuf>) -> Arc<[Arc<Path>]> {
+    files.into_iter().map(Arc::from).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -180,7 +185,7 @@ mod tests {
 
     fn marks(of: &[(&str, u32)]) -> Marks {
         let mark = |hash| Mark { modified: None, size: 1, hash: Some(hash) };
-        Marks(of.iter().map(|(path, hash)| (PathBuf::from(path), mark(*hash))).collect())
+        Marks(of.iter().map(|(path, hash)| (Arc::from(Path::new(path)), mark(*hash))).collect())
     }
 
     #[test]
@@ -195,7 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.toml");
         fs::write(&file, "1").unwrap();
-        let files = [file.clone(), dir.path().to_owned(), dir.path().join("missing")];
+        let files = shared(vec![file.clone(), dir.path().to_owned(), dir.path().join("missing")]);
         let first = Marks::take(&files, &Marks::default());
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
