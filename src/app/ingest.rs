@@ -19,7 +19,7 @@ use crate::contract::{ContractMessage, Encoding, telemetry};
 use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
-use crate::platform::clock::{Boot, SharedClock};
+use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
 use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
 
@@ -215,11 +215,11 @@ impl Ingest {
         if batches.is_empty() {
             return Ok(());
         }
-        let (mut records, boot) = (Vec::with_capacity(batches.len()), self.clock.boot());
+        let mut records = Vec::with_capacity(batches.len());
         for batch in batches {
             self.stats.kept.fetch_add(batch.samples.len() as u64, Ordering::Relaxed);
             let batch = Arc::new(batch);
-            telemetry_records(&batch, boot, &mut records);
+            telemetry_records(&batch, &mut records);
             self.latest.batch(&batch);
         }
         // Not awaited until it is in the log: the store keeps the order, and what a failing disk costs it tells as a gap.
@@ -234,25 +234,25 @@ impl Ingest {
 }
 
 /// One record, or several when the log does not take so large a one: texts of 250 octets in batches of 1,000.
-fn telemetry_records(batch: &Batch, boot: Boot, out: &mut Vec<NewRecord>) {
-    let record = telemetry_record(batch, boot);
+fn telemetry_records(batch: &Batch, out: &mut Vec<NewRecord>) {
+    let record = telemetry_record(batch);
     if record.payload.len() <= MAX_PAYLOAD || batch.samples.len() < 2 {
         return out.push(record);
     }
     let (first, second) = batch.samples.split_at(batch.samples.len() / 2);
     for half in [first, second] {
-        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, boot, out);
+        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, out);
     }
 }
 
-fn telemetry_record(batch: &Batch, boot: Boot) -> NewRecord {
+fn telemetry_record(batch: &Batch) -> NewRecord {
     NewRecord {
         lane: Lane::Bulk,
         kind: RecordKind::Telemetry,
         device: device_hash(batch.device.as_str()),
         ts_ms: batch.at.wall_ms,
         count: batch.samples.len().min(usize::from(u16::MAX)) as u16,
-        payload: telemetry(batch, boot.uptime(batch.at.mono_ns)).encode_as(Encoding::Protobuf),
+        payload: telemetry(batch).encode_as(Encoding::Protobuf),
     }
 }
 
