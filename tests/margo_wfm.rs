@@ -50,6 +50,7 @@ impl Site {
                 model: Some("P-100".into()),
                 serial: Some((*name).into()),
             },
+            hardware: String::new(),
             protocol: "modbus-tcp".into(),
             functions: Functions { recipe: true, ..Functions::default() },
             reachable: true,

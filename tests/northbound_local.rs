@@ -1,19 +1,20 @@
 //! The local session from end to end, with a store and a broker in memory.
 #![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate::contract::{ContractMessage, Encoding, v1};
 use fieldgate::model::{Lane, RecordKind};
 use fieldgate::northbound::*;
-use fieldgate::platform::clock::ManualClock;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use self::context::{Surroundings, context};
 use self::support::{FakeStore, telemetry_payload};
 
+#[path = "northbound_support/context.rs"]
+mod context;
 #[path = "northbound_support/source.rs"]
 mod support;
 
@@ -51,18 +52,7 @@ struct Bench {
 fn start(config: ConsumerConfig, store: FakeStore) -> Bench {
     let (published_in, published) = mpsc::channel(8);
     let (clients, inbound) = mpsc::channel(8);
-    let (requests_in, requests) = mpsc::channel(1);
-    let (notices_in, notices) = mpsc::channel(8);
-    let board = StateBoard::default();
-    let context = Context {
-        gateway: GatewayInfo { id: "gw".into(), version: "0".into(), epoch: 7 },
-        board: board.clone(),
-        directory: watch::channel(Arc::default()).1,
-        requests: requests_in,
-        notices: notices_in,
-        settings: Arc::default(),
-        clock: ManualClock::at(1_763_812_800_000),
-    };
+    let (context, Surroundings { board, requests, notices, .. }) = context(1);
     let (consumer, health) = Consumer::new(config, store.source(), context, Usage::default()).unwrap();
     let broker = FakeBroker { published: published_in, inbound: std::sync::Mutex::new(Some(inbound)) };
     let stop = CancellationToken::new();

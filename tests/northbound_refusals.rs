@@ -16,6 +16,8 @@ use self::uplink::*;
 
 #[path = "northbound_support/certs.rs"]
 mod certs;
+#[path = "northbound_support/context.rs"]
+mod context;
 #[path = "northbound_support/observer.rs"]
 mod observer;
 #[path = "northbound_support/source.rs"]

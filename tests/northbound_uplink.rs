@@ -15,6 +15,8 @@ use self::observer::Observer;
 use self::source::FakeStore;
 use self::uplink::*;
 
+#[path = "northbound_support/context.rs"]
+mod context;
 #[path = "northbound_support/observer.rs"]
 mod observer;
 #[path = "northbound_support/source.rs"]

@@ -1,9 +1,10 @@
 //! The Margo client on the running gateway: its [`Plant`] on the registry and the command service, its [`Storage`] on the
 //! state store, and the supervised tasks.
 //!
-//! Children are the devices that the registry has as active. Recipes are commands ([`recipe`]), configurations are versions
-//! of `config/desired` ([`configuration`]), and firmware is offered at the firmware desk and approved by its deployment
-//! ([`firmware`]).
+//! Children are the devices that were approved and belong to this gateway. One that is out of service, shows another identity
+//! or is about to be handed over stays one, and counts as unreachable. Recipes are commands ([`recipe`]), configurations are
+//! versions of `config/desired` ([`configuration`]), and firmware is offered at the firmware desk and approved by its
+//! deployment ([`firmware`]).
 
 mod clients;
 mod configuration;
@@ -11,7 +12,6 @@ mod firmware;
 mod recipe;
 mod state;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,12 +22,12 @@ pub use clients::{STATUS_FILE, start};
 
 use super::events::EventLog;
 use super::firmware::FirmwareDesk;
-use super::latest::{DeviceView, Latest};
+use super::latest::Latest;
 use super::management::Fleet;
 use crate::contract::v1;
 use crate::contract::v1::event::Severity;
 use crate::management::command::CommandService;
-use crate::management::lifecycle::State;
+use crate::management::lifecycle::{Declaration, DeviceRecord, State};
 use crate::management::service::Management;
 use crate::margo::component::Work;
 use crate::margo::plant::{Act, Alert, Before, Child, Functions, Identity, Inventory, Order, Plant, Refusal};
@@ -72,25 +72,25 @@ struct GatewayPlant {
 #[derive(Debug, Clone)]
 struct Seen(watch::Receiver<u64>, watch::Receiver<u64>);
 
-/// `delegated`: what device management may do there.
-fn child(view: &DeviceView, delegated: &BTreeSet<&'static str>, takes_firmware: bool) -> Child {
-    let writable = view.device.points.iter().any(|point| point.access != Access::Read);
-    let identity = Identity {
-        vendor: view.identity.vendor.clone(),
-        model: view.identity.model.clone(),
-        serial: view.identity.serial.clone(),
-    };
+/// One device as the registry has it: who was approved, so that neither a restart nor a stranger at its address changes what
+/// the fleet manager is told.
+fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -> Child {
+    let plate = record.name_plate();
+    let said = |text: String| (!text.is_empty()).then_some(text);
+    let delegated = |function| declared.is_some_and(|declared| declared.delegated.contains(function));
+    let writable = declared.is_some_and(|d| d.profile.points.values().any(|point| point.max_access != Access::Read));
     Child {
-        id: view.device.id.clone(),
+        id: id.clone(),
         parent: None,
-        identity,
-        protocol: view.device.protocol.to_owned(),
+        identity: Identity { vendor: said(plate.vendor), model: said(plate.model), serial: said(plate.serial) },
+        hardware: record.approved().map(|pin| pin.value.clone()).unwrap_or_default(),
+        protocol: record.protocol.clone(),
         functions: Functions {
-            configuration: delegated.contains("config"),
-            recipe: writable && delegated.contains("command"),
-            firmware: takes_firmware,
+            configuration: delegated("config"),
+            recipe: writable && delegated("command"),
+            firmware: false,
         },
-        reachable: firmware::is_polled(view),
+        reachable: record.state == State::Active,
     }
 }
 
@@ -102,17 +102,18 @@ impl Plant for GatewayPlant {
             // What changes from here on is a change since this inventory.
             (registry.mark_unchanged(), devices.mark_unchanged());
         }
-        let active = self.ground.management.look(|core| {
-            let devices = core.lifecycle().devices().iter();
-            let active = devices.filter(|(_, record)| record.state == State::Active);
-            let delegated = |id| core.lifecycle().declaration(id).map(|d| d.delegated.clone()).unwrap_or_default();
-            active.map(|(id, _)| (id.clone(), delegated(id))).collect::<Vec<_>>()
+        let held = self.ground.management.look(|core| {
+            let life = core.lifecycle();
+            let held = life.devices().iter().filter(|(_, record)| record.is_held());
+            held.map(|(id, record)| child(id, record, life.declaration(id))).collect::<Vec<_>>()
         });
-        // An error says that the gateway stops: nothing is taken back for that.
-        let Ok(active) = active.await else { return Inventory::default() };
-        let children = self.ground.latest.read(|table| {
-            let known = active.iter().filter_map(|(id, delegated)| Some((table.get(id)?, delegated, id)));
-            known.map(|(view, delegated, id)| child(view, delegated, self.ground.fleet.firmware(id).is_ok())).collect()
+        // The gateway stops, and nothing is taken back for that.
+        let Ok(mut children) = held.await else { return std::future::pending().await };
+        self.ground.latest.read(|table| {
+            for child in &mut children {
+                child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
+                child.functions.firmware = self.ground.fleet.firmware(&child.id).is_ok();
+            }
         });
         Inventory { gateway: Identity::default(), functions: Functions::default(), children }
     }

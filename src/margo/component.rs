@@ -89,6 +89,11 @@ impl Work {
         }
     }
 
+    /// Whether it is gone when the hardware is exchanged.
+    pub const fn lies_in_hardware(&self) -> bool {
+        matches!(self, Self::Recipe { .. } | Self::Firmware { .. })
+    }
+
     /// What two deployments must not both hold of one device: the configuration, the firmware, or a point.
     pub fn claims(&self) -> Vec<String> {
         match self {

@@ -39,6 +39,8 @@ pub struct Child {
     pub parent: Option<DeviceId>,
     /// Who it is.
     pub identity: Identity,
+    /// Names the piece of hardware, so that another one in its place is recognised; empty when nobody knows.
+    pub hardware: String,
     /// Protocol, such as `modbus-tcp`.
     pub protocol: String,
     /// What it can take; what it may take is the configuration's to say.

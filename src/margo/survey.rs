@@ -41,22 +41,20 @@ pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory
     let mut survey = Survey::default();
     let children = paths(&scope.top, only, &inventory.children);
     let gateway = only.is_none().then(|| {
-        let view = view(None, &inventory.gateway, "", inventory.functions, &config.gateway, config.delegate, true);
+        let view = view(&inventory.gateway, inventory.functions, &config.gateway, config.delegate);
         survey.places.insert(scope.top.clone(), view);
         capabilities(scope.top.clone(), &inventory.gateway, &config.gateway, &[])
     });
     let nothing = Details::default();
     for (path, child) in children {
         let details = config.devices.get(&child.id).unwrap_or(&nothing);
-        let view = view(
-            Some(child.id.clone()),
-            &child.identity,
-            &child.protocol,
-            child.functions,
-            details,
-            config.delegate,
-            child.reachable,
-        );
+        let view = DeviceView {
+            device: Some(child.id.clone()),
+            hardware: child.hardware.clone(),
+            protocol: child.protocol.clone(),
+            reachable: child.reachable,
+            ..view(&child.identity, child.functions, details, config.delegate)
+        };
         let mut labels = vec![("fieldgate.dev/protocol", Value::from(child.protocol.as_str()))];
         let takes = takes(view.functions);
         if !takes.is_empty() {
@@ -96,15 +94,8 @@ fn paths<'a>(top: &DevicePath, only: Option<&DeviceId>, children: &'a [Child]) -
     children.iter().filter_map(|child| Some((path(child)?, child))).collect()
 }
 
-fn view(
-    device: Option<DeviceId>,
-    identity: &Identity,
-    protocol: &str,
-    able: Functions,
-    details: &Details,
-    default: Functions,
-    reachable: bool,
-) -> DeviceView {
+/// The gateway itself; a child has more to it.
+fn view(identity: &Identity, able: Functions, details: &Details, default: Functions) -> DeviceView {
     let given = details.delegate.unwrap_or(default);
     let functions = Functions {
         configuration: able.configuration && given.configuration,
@@ -116,7 +107,15 @@ fn view(
         model: details.model.clone().or_else(|| identity.model.clone()),
         serial: details.serial.clone().or_else(|| identity.serial.clone()),
     };
-    DeviceView { device, identity, protocol: protocol.to_owned(), functions, able, reachable }
+    DeviceView {
+        device: None,
+        identity,
+        hardware: String::new(),
+        protocol: String::new(),
+        functions,
+        able,
+        reachable: true,
+    }
 }
 
 fn takes(functions: Functions) -> Vec<&'static str> {

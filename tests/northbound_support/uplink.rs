@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::context::{Surroundings, context};
 use crate::source::{FakeSource, FakeStore};
 use crate::support::Mosquitto;
 
@@ -66,19 +67,7 @@ pub fn start(config: ConsumerConfig, store: &FakeStore) -> Uplink {
 }
 
 pub fn start_tls(config: ConsumerConfig, store: &FakeStore, tls: Arc<dyn TlsSource>) -> Uplink {
-    let (requests_in, requests) = mpsc::channel(4);
-    let (notices_in, notices) = mpsc::channel(64);
-    let board = StateBoard::default();
-    let clock = ManualClock::at(1_763_812_800_000);
-    let context = Context {
-        gateway: GatewayInfo { id: "gw".into(), version: "0".into(), epoch: 7 },
-        board: board.clone(),
-        directory: watch::channel(Arc::default()).1,
-        requests: requests_in,
-        notices: notices_in,
-        settings: Arc::default(),
-        clock: clock.clone(),
-    };
+    let (context, Surroundings { board, requests, notices, clock }) = context(4);
     let (consumer, health) = Consumer::new(config, store.source(), context, Usage::default()).unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(consumer.run_uplink(tls, stop.clone()));

@@ -102,6 +102,21 @@ impl Pin {
         }
     }
 
+    /// Vendor, model and serial number, where they are what was pinned.
+    pub fn name_plate(&self) -> Option<Claim> {
+        if self.kind != PinKind::Fingerprint {
+            return None;
+        }
+        let mut rest = self.value.as_str();
+        let mut part = || {
+            let (length, text) = rest.split_once(':')?;
+            let (part, after) = text.split_at_checked(length.parse().ok()?)?;
+            rest = after.strip_prefix('|').unwrap_or(after);
+            Some(part.to_owned())
+        };
+        Some(Claim { vendor: part()?, model: part()?, serial: part()?, ..Claim::default() })
+    }
+
     /// Whether the claim is that of the pinned device. A claim that reveals nothing says nothing against it.
     pub fn fits(&self, claim: &Claim) -> bool {
         match self.kind {
@@ -130,6 +145,15 @@ mod tests {
         assert!(!pin.fits(&claim("ACME", "2")));
         assert!(pin.fits(&Claim::default()), "silence is no mismatch");
         assert!(pin.names_one_piece() && !claim("ACME", "").pin("x").names_one_piece());
+    }
+
+    #[test]
+    fn the_name_plate_can_be_read_back_from_the_pin() {
+        for (vendor, serial) in [("ACME", "1"), ("", "7|3:x"), ("A|B", ""), ("Ö", "3:|")] {
+            let claim = claim(vendor, serial);
+            assert_eq!(claim.pin("tcp://a").name_plate(), (!claim.is_empty()).then_some(claim));
+        }
+        assert_eq!(Claim::default().pin("tcp://a").name_plate(), None);
     }
 
     #[test]

@@ -123,6 +123,23 @@ impl DeviceRecord {
         matches!(self.state, State::Transferred | State::Decommissioning | State::Decommissioned | State::Rejected)
     }
 
+    /// The identity that it was approved with; while it is being replaced, that of the old hardware.
+    pub fn approved(&self) -> Option<&Pin> {
+        self.pinned.as_ref().or(self.replaced.as_ref())
+    }
+
+    /// Whether it was approved with an identity and still belongs to this gateway, in service or not.
+    pub fn is_held(&self) -> bool {
+        use State as S;
+        let held = matches!(self.state, S::Active | S::Suspended | S::IdentityChanged | S::Replacing | S::Transferring);
+        held && self.approved().is_some()
+    }
+
+    /// Who the approved hardware is. What reveals nothing of itself until later says it when it does.
+    pub fn name_plate(&self) -> Claim {
+        self.approved().and_then(Pin::name_plate).or_else(|| self.claim.clone()).unwrap_or_default()
+    }
+
     /// Whether nothing may be left of it here but its entry, or everything is about to be removed.
     pub fn is_gone(&self) -> bool {
         matches!(self.state, State::Decommissioning | State::Decommissioned)

@@ -9,6 +9,7 @@ use super::report;
 use crate::margo::api::{State, StatusError};
 use crate::margo::component::{PointValue, Work};
 use crate::margo::plant::{Act, Before, Order, Refusal};
+use crate::margo::words::Digest;
 
 impl Placement {
     /// Whether everything was undone.
@@ -31,7 +32,14 @@ impl Reconciler {
             ready.is_none_or(|ready| record.wanted != Some(ready)) || placement.aligned == ready
         });
         let rests = |part: &Part| part.order.is_none() && part.wanted.is_some() && !part.needs_work();
-        aligned && !placement.leaving && placement.parts.iter().all(rests)
+        let same = self.other_hardware(placement).is_none();
+        aligned && same && !placement.leaving && placement.parts.iter().all(rests)
+    }
+
+    /// The piece that is there now, if it is not the one that the parts were brought to.
+    fn other_hardware(&self, placement: &Placement) -> Option<&str> {
+        let found = self.devices.get(&placement.path)?.hardware.as_str();
+        (!found.is_empty() && found != placement.hardware).then_some(found)
     }
 
     /// Whether a placement can do nothing without a job: it knows its components, and its device answers.
@@ -53,6 +61,7 @@ impl Reconciler {
         let Some(mut placement) = self.placements.remove(key) else { return };
         let before = placement.clone();
         self.align(&mut placement);
+        self.follow_hardware(&mut placement);
         if !self.is_busy(&placement.path) {
             self.next_act(key, &mut placement, now_ns);
         }
@@ -88,6 +97,23 @@ impl Reconciler {
         if placement.parts.iter().all(|part| part.wanted.is_some() && !part.needs_work()) {
             placement.begun = Some(Begun { digest: ready.digest, version: self.head });
         }
+    }
+
+    /// What was written to hardware that was replaced is not in the new one: it is written again, and what was there before
+    /// is what the new one holds. Configurations are this gateway's and stay. An order that was given ends first.
+    fn follow_hardware(&self, placement: &mut Placement) {
+        let Some(found) = self.other_hardware(placement) else { return };
+        if placement.parts.iter().any(|part| part.order.is_some()) {
+            return;
+        }
+        let known = !placement.hardware.is_empty();
+        for part in placement.parts.iter_mut().filter(|_| known) {
+            let lies_there = |work: &Digest| self.works.get(work).is_some_and(|work| work.lies_in_hardware());
+            if part.in_force().as_ref().is_some_and(lies_there) {
+                *part = Part { wanted: part.wanted, ..Part::new(&part.name) };
+            }
+        }
+        found.clone_into(&mut placement.hardware);
     }
 
     fn next_act(&mut self, key: &PlacementKey, placement: &mut Placement, now_ns: u64) {

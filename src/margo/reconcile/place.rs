@@ -39,6 +39,8 @@ pub struct DeviceView {
     pub device: Option<DeviceId>,
     /// Who it is.
     pub identity: Identity,
+    /// Names the piece of hardware; empty when nobody knows.
+    pub hardware: String,
     /// Protocol.
     pub protocol: String,
     /// What it can take and what the configuration delegates.

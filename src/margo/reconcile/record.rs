@@ -74,6 +74,9 @@ pub struct Placement {
     /// The device; `None` is the gateway itself.
     #[serde(with = "device_id")]
     pub device: Option<DeviceId>,
+    /// The piece of hardware that the parts were brought to; empty while nobody knows.
+    #[serde(default)]
+    pub hardware: String,
     /// Digest of the YAML that the parts were last aligned to.
     pub aligned: Option<Digest>,
     /// The revision that was begun.
@@ -129,6 +132,7 @@ impl Placement {
             deployment,
             path,
             device,
+            hardware: String::new(),
             aligned: None,
             begun: None,
             parts: Vec::new(),

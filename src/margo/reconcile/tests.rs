@@ -1,5 +1,7 @@
 //! The reconciler against a plant that remembers what it was told, killed between any two steps.
 
+mod hardware;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -113,6 +115,7 @@ fn view(device: Option<&str>) -> DeviceView {
     DeviceView {
         device: device.map(|device| DeviceId::new(device).unwrap()),
         identity: Identity { vendor: Some("Acme".to_owned()), model: Some("P-100".to_owned()), serial: None },
+        hardware: String::new(),
         protocol: "modbus-tcp".to_owned(),
         functions: all,
         able: all,
