@@ -100,7 +100,8 @@ impl Plant for GatewayPlant {
             let mut seen = self.seen();
             let Seen(registry, devices) = &mut *seen;
             // What changes from here on is a change since this inventory.
-            (registry.mark_unchanged(), devices.mark_unchanged());
+            registry.mark_unchanged();
+            devices.mark_unchanged();
         }
         let held = self.ground.management.look(|core| {
             let life = core.lifecycle();
