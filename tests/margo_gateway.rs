@@ -23,7 +23,7 @@ const PUMP: Option<&str> = Some("plant/pump");
 
 /// A site of one pump that has joined a fleet manager, which may deploy `delegate` to it.
 fn joined(manager: &Manager, delegate: &str, points: &str) -> (Site, FakeDevice) {
-    let site = Site::new(&manager.settings(&format!("delegate = {{ {delegate} = true }}")));
+    let site = Site::new(&manager.settings(&[delegate], ""));
     let device = FakeDevice::start(Mode::Well);
     let head = "delegated = [\"command\", \"config\"]\n";
     site.device("pump", device.port(), head, "[modbus.write]\nverify = false\n", points);
@@ -144,6 +144,29 @@ fn a_configuration_is_deployed_with_its_proof_and_taken_back() {
     stop(gateway);
 }
 
+#[test]
+fn a_device_that_falls_silent_before_it_proved_a_configuration_is_told_as_102_and_gets_it_again() {
+    let manager = Manager::start(|_| {});
+    let (site, device) = joined(&manager, "configuration", POINT);
+    let never = json!({ "settings": { "rate": "200 ms", "points": { "setpoint": { "expect": { "max": 1 } } } }, "proveWithin": "10 s" });
+    artifact(&site, "never", &[(CONFIGURATION_TYPE, &never.to_string())]);
+    let gateway = site.start();
+    site.wait_for_state("pump", "online");
+    let id = manager.deploy("plant/pump", "never");
+    let fails = |code: &str| {
+        manager.wait(code, |seen| {
+            let status = seen.status(&id, PUMP)?;
+            (status.state == "failed" && error(status).0 == code).then_some(())
+        });
+    };
+    manager.reaches(&id, PUMP, "installing");
+    device.set(Mode::Hangs);
+    fails("102");
+    device.set(Mode::Well);
+    fails("health-gate");
+    stop(gateway);
+}
+
 const PROFILE: &str = "[firmware]\nmethod = \"modbus-files\"\nstatus = 0\ncommand = 1\nsize = 2\nreceived = 4\ndigest = 8\n\
     version = 32\nprove_within = \"20 s\"\nrate = \"24 KiB\"\n\n[[points]]\nid = \"state\"\ntable = \"holding\"\naddress = 0\n";
 
@@ -166,7 +189,7 @@ fn firmware_site(manager: &Manager, port: u16) -> Site {
         let made = site.run(&["firmware", "keygen", site.path().join(key).to_str().unwrap()]);
         assert!(made.status.success(), "{}", errors(&made));
     }
-    let settings = manager.settings("delegate = { firmware = true }");
+    let settings = manager.settings(&["firmware"], "");
     site.main_file(&format!("[firmware]\nkeys = [\"plant.pub\"]\n\n{settings}"));
     site.write("profiles/pump-p7.toml", PROFILE);
     let head = "profile = \"pump-p7\"\ndelegated = [\"firmware\"]\nrate = \"100 ms\"\n";

@@ -35,10 +35,10 @@ fn site(margo: &str, names: &[&str]) -> (Site, Vec<FakeDevice>) {
 fn an_opaque_gateway_is_one_device_with_combined_capabilities_and_places_deployments_itself() {
     let manager = Manager::start(|options| options.mode = Shape::Opaque);
     let more = format!(
-        "mode = \"opaque\"\ndelegate = {{ recipe = true }}\ngateway = {{ hosting = {{ {HOSTING} }} }}\n\
+        "mode = \"opaque\"\ngateway = {{ hosting = {{ {HOSTING} }} }}\n\
          [[margo.device]]\nid = \"pump-2\"\nhosting = {{ {HOSTING} }}\n"
     );
-    let (site, devices) = site(&manager.settings(&more), &["pump-1", "pump-2"]);
+    let (site, devices) = site(&manager.settings(&["recipe"], &more), &["pump-1", "pump-2"]);
     manager.join(&site);
     let gateway = site.start();
     let combined = manager.wait("the combined capabilities", |seen| {
@@ -77,8 +77,8 @@ fn a_transparent_gateway_is_a_client_an_identity_and_a_connection_per_device() {
     let manager = Manager::start(|options| options.mode = Shape::Transparent);
     let device = |id: &str| format!("[[margo.device]]\nid = \"{id}\"\ncert = \"{id}.pem\"\nkey = \"{id}.key\"\n");
     let both = format!("{}{}", device("pump-1"), device("pump-2"));
-    let more = format!("mode = \"transparent\"\ndelegate = {{ recipe = true }}\n{both}");
-    let (site, devices) = site(&manager.settings(&more), &["pump-1", "pump-2", "pump-3"]);
+    let more = format!("mode = \"transparent\"\n{both}");
+    let (site, devices) = site(&manager.settings(&["recipe"], &more), &["pump-1", "pump-2", "pump-3"]);
     site.write("bundle.json", &manager.authority.bundle().to_string());
     let refused = site.run(&["margo", "join", "--trust-domain", "plant.example", "--wfm", manager.wfm.id()]);
     assert!(
@@ -123,9 +123,7 @@ fn a_transparent_gateway_is_a_client_an_identity_and_a_connection_per_device() {
 #[test]
 fn every_kind_of_target_is_resolved_and_refused_with_the_gateway_as_source() {
     let manager = Manager::start(|options| options.mode = Shape::SeeThru);
-    let settings = |wildcard: &str| {
-        manager.settings(&format!("wildcard = \"{wildcard}\"\ntimeout = \"5 s\"\ndelegate = {{ recipe = true }}"))
-    };
+    let settings = |wildcard: &str| manager.settings(&["recipe"], &format!("wildcard = \"{wildcard}\""));
     let (site, devices) = site(&settings("one"), &["pump-1", "pump-2"]);
     manager.join(&site);
     let writes = || devices.iter().map(|device| device.writes().len()).collect::<Vec<_>>();

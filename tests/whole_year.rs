@@ -15,8 +15,8 @@ use std::time::Duration;
 use fieldgate_simulators::firmware_target::Trouble;
 use serde_json::{Value, json};
 use support::eventually;
-use whole_support::text;
-use year_support::{Books, FIRST_FIRMWARE, Gate, Hardware, Kills, Make, firmware};
+use whole_support::{Chapter, Gate, Kills, sized, tell, text};
+use year_support::{Books, FIRST_FIRMWARE, Hardware, Make, firmware};
 
 const SETPOINT: u16 = 1;
 const CRITICAL: u16 = 2;
@@ -53,11 +53,8 @@ type = "u32"
 access = "read-write"
 "#;
 
-/// A title and what happens in it.
-type Chapter = (&'static str, fn(&mut Year));
-
 /// The chapters, in order.
-const CHAPTERS: [Chapter; 13] = [
+const CHAPTERS: [Chapter<Year>; 13] = [
     ("discovered, nothing is read", Year::discovered),
     ("approved", Year::approved),
     ("configured", Year::configured),
@@ -86,25 +83,11 @@ struct Year {
 
 fn life(make: Make) {
     let seed = Kills::seed();
-    let full = std::env::var("FIELDGATE_FULL").is_ok_and(|value| value == "1");
-    let mut kills = Kills::plan(seed, if full { 20 } else { 6 }, CHAPTERS.len());
+    let mut kills = Kills::plan(seed, sized(6, 20), CHAPTERS.len());
     eprintln!("year with {make:?}: FIELDGATE_SEED={seed}");
     let mut year = Year::begin(make);
-    for (number, (title, chapter)) in CHAPTERS.iter().enumerate() {
-        let planned = kills.of_step(number, 2);
-        eprintln!("{make:?} {:>2}. {title}{}", number + 1, if planned.is_empty() { "" } else { ", with kills" });
-        // The gateways are shared with the thread that kills; the story goes on meanwhile.
-        let (south, north) = (year.south.handle(), year.north.handle());
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                for (which, after) in planned {
-                    std::thread::sleep(after);
-                    [&south, &north][which].kill();
-                }
-            });
-            chapter(&mut year);
-        });
-    }
+    let gates = [year.south.handle(), year.north.handle()];
+    tell(&format!("{make:?}"), &mut year, &CHAPTERS, &gates, &mut kills);
     year.end();
     eprintln!("{make:?}: {} kills, {} writes, topics, registry and audit log agree", kills.done(), year.written.len());
 }
@@ -143,15 +126,15 @@ impl Year {
     }
 
     fn discovered(&mut self) {
-        self.south.until_life("pending");
-        self.north.until_life("pending");
+        self.south.until_life("pump", "pending");
+        self.north.until_life("pump", "pending");
         assert_eq!(self.hardware.write_count(), 0);
     }
 
     fn approved(&mut self) {
         let request = json!({"correlationId": "approve-1", "action": "approve", "reason": "commissioning"});
         self.south.done("devices/pump/onboarding/request", &request);
-        self.south.until_life("active");
+        self.south.until_life("pump", "active");
         self.polled(true);
     }
 
@@ -280,18 +263,18 @@ impl Year {
         match self.make {
             Make::Pymodbus => {
                 self.south.done("devices/pump/onboarding/request", &request);
-                self.south.until_life("replacing");
+                self.south.until_life("pump", "replacing");
                 self.hardware.exchange("S-2002");
             }
             Make::Simulator => {
                 self.hardware.exchange("S-2002");
-                self.south.until_life("identity-changed");
+                self.south.until_life("pump", "identity-changed");
                 let refused = json!({"correlationId": "distrusted", "writes": [{"point": "setpoint", "value": 4_000}]});
                 assert_eq!(self.south.ask("devices/pump/command", &refused)["outcome"], "REJECTED");
                 self.south.done("devices/pump/onboarding/request", &request);
             }
         }
-        self.south.until_life("active");
+        self.south.until_life("pump", "active");
         let line = self.registered(&self.south);
         assert_eq!((line["serial"].as_str(), line["state"].as_str()), (Some("S-2002"), Some("active")), "{line}");
         self.settled("4", "4", "applied");
@@ -303,17 +286,18 @@ impl Year {
     fn handed_over(&mut self) {
         let export = json!({"correlationId": "export-1", "action": "export", "device": "pump", "gateway": "north"});
         let offer = self.south.done("management/request", &export);
-        self.south.until_life("transferring");
+        self.south.until_life("pump", "transferring");
         let import =
             |id: &str, document: &Value| json!({"correlationId": id, "action": "import", "document": document});
         let receipt = self.north.done("management/request", &import("import-1", &offer["document"]));
-        self.north.until_life("receiving");
+        self.north.until_life("pump", "receiving");
         let release = self.south.done("management/request", &import("import-2", &receipt["document"]));
-        self.south.until_life("transferred");
+        self.south.until_life("pump", "transferred");
         self.north.done("management/request", &import("import-3", &release["document"]));
-        self.north.until_life("active");
-        self.north
-            .until_config("the configuration that came along", |c| c["version"] == "4" && c["state"] == "settled");
+        self.north.until_life("pump", "active");
+        self.north.until_config("pump", "the configuration that came along", |c| {
+            c["version"] == "4" && c["state"] == "settled"
+        });
         if self.make == Make::Simulator {
             self.runs(&self.north, FIRST_FIRMWARE);
         }
@@ -331,16 +315,16 @@ impl Year {
     fn retired(&mut self) {
         let retire = |id: &str| json!({"correlationId": id, "action": "decommission", "reason": "scrapped"});
         self.north.done("devices/pump/onboarding/request", &retire("retire-1"));
-        self.north.until_life("decommissioned");
+        self.north.until_life("pump", "decommissioned");
         self.south.done("devices/pump/onboarding/request", &retire("retire-2"));
-        self.south.until_life("decommissioned");
+        self.south.until_life("pump", "decommissioned");
     }
 
     /// Everything that was kept, read again by processes that begin with it.
     fn end(&mut self) {
         for gate in [&self.south, &self.north] {
             gate.restart();
-            gate.until_life("decommissioned");
+            gate.until_life("pump", "decommissioned");
             let books = Books::of(gate);
             eprintln!("the audit log of {}:\n{}\n", gate.name(), books.story());
             books.agree("decommissioned");
@@ -351,36 +335,13 @@ impl Year {
             assert_eq!(books.topics(), ["onboarding"], "{}: topics of a device that is gone", gate.name());
             gate.stop();
         }
-        self.writes_agree();
-    }
-
-    /// Each value that was answered done stands in the device's own journal once; one whose outcome nobody knew at most once.
-    fn writes_agree(&mut self) {
-        let last = self.written.last().expect("something was written").1;
-        assert!(self.hardware.register(SETPOINT) == last || !self.unknown.is_empty(), "the last command is not there");
-        if self.make == Make::Simulator {
-            return;
-        }
-        let writes = self.hardware.writes();
-        let count = |what: &(u16, u16)| writes.iter().filter(|(at, values)| (*at, values[0]) == *what).count();
-        for what in &self.written {
-            let unknown = self.unknown.iter().filter(|u| *u == what).count();
-            assert!((1..=1 + unknown).contains(&count(what)), "{what:?} was written {} times: {writes:?}", count(what));
-        }
-        for what in &self.unknown {
-            let done = self.written.iter().filter(|w| *w == what).count();
-            let most = done + self.unknown.iter().filter(|u| *u == what).count();
-            assert!(count(what) <= most, "{what:?} was written {} times: {writes:?}", count(what));
-        }
-        let known = |at: u16, value: u16| [&self.written, &self.unknown].iter().any(|all| all.contains(&(at, value)));
-        let strange: Vec<_> = writes.iter().filter(|(at, v)| *at < 100 && !known(*at, v[0])).collect();
-        assert!(strange.is_empty(), "nobody was answered that these were written: {strange:?}");
+        self.hardware.agrees(SETPOINT, &self.written, &self.unknown);
     }
 
     /// The configuration at rest: which version is in force, and how the last desired one ended.
     fn settled(&self, in_force: &str, desired: &str, result: &str) -> Value {
         let what = format!("version {in_force} in force, {desired} {result}");
-        self.south.until_config(&what, |c| {
+        self.south.until_config("pump", &what, |c| {
             c["state"] == "settled"
                 && c["version"] == in_force
                 && c["desiredVersion"] == desired

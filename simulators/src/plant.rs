@@ -135,6 +135,15 @@ impl Plant {
         Ok(())
     }
 
+    /// Other hardware of the same make takes a device's place: another serial number, its memory as it was made, its counters
+    /// at nothing. Take the device out meanwhile, as somebody who exchanges it does: connections stay open otherwise.
+    pub fn exchange(&self, device: &str, serial: &str) -> Result<(), SimError> {
+        let mut world = self.world();
+        let index = find(&world, device)?;
+        world.exchange(index, serial);
+        Ok(())
+    }
+
     /// Plant time since the start.
     pub fn elapsed(&self) -> Duration {
         self.world().elapsed()

@@ -23,6 +23,7 @@ pub(crate) struct World {
     step: Duration,
     steps_per_tick: u32,
     steps: u64,
+    seed: u64,
 }
 
 /// What a device sends back, and when.
@@ -78,6 +79,7 @@ impl World {
             step: scenario.step,
             steps_per_tick: scenario.speed,
             steps: 0,
+            seed: scenario.seed,
         };
         world.show();
         world
@@ -115,6 +117,14 @@ impl World {
 
     pub fn device_mut(&mut self, index: usize) -> &mut Device {
         &mut self.devices[index]
+    }
+
+    /// Other hardware of the same make takes a device's place.
+    pub fn exchange(&mut self, index: usize, serial: &str) {
+        let mut spec = self.devices[index].spec.clone();
+        serial.clone_into(&mut spec.identity.serial);
+        self.devices[index] = Device::new(spec, self.seed);
+        self.show();
     }
 
     pub fn stats(&self, index: usize) -> Stats {

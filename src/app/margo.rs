@@ -134,6 +134,9 @@ impl Plant for GatewayPlant {
 
     async fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
         let device = device.ok_or_else(not_for_the_gateway)?;
+        if !self.answers_now(device) {
+            return Err(unreachable(device));
+        }
         let values = match work {
             Work::Configuration { .. } => return configuration::before(&self.ground.management, device).await,
             Work::Firmware { .. } => return self.firmware_ways(device).before(),
@@ -147,7 +150,12 @@ impl Plant for GatewayPlant {
         let device = device.ok_or_else(not_for_the_gateway)?;
         match act {
             Act::Apply { work: Work::Configuration { document }, .. } => {
-                configuration::apply(&self.ground.management, &key, &device, &actor, document).await
+                let applied = configuration::apply(&self.ground.management, &key, &device, &actor, document).await;
+                // Who fell silent in the middle of it proved nothing, neither good nor bad.
+                applied.map_err(|refusal| match self.answers_now(&device) {
+                    false if refusal.code == configuration::NOT_PROVEN => Refusal { unreachable: true, ..refusal },
+                    _ => refusal,
+                })
             }
             Act::Undo { work: Work::Configuration { .. }, before } => {
                 configuration::undo(&self.ground.management, &key, &device, &actor, &before).await
@@ -181,6 +189,11 @@ impl GatewayPlant {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a device is polled and answers.
+    fn answers_now(&self, device: &DeviceId) -> bool {
+        self.ground.latest.read(|table| table.get(device).is_some_and(firmware::is_polled))
     }
 
     const fn firmware_ways<'a>(&'a self, device: &'a DeviceId) -> firmware::Ways<'a> {

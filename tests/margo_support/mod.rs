@@ -1,41 +1,27 @@
 //! **A site that is a client of the simulated fleet manager**: the manager with its authority, artifacts in a directory, and
 //! joining by the program's own words.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate::margo::component::RECIPE_TYPE;
-use fieldgate::margo::words::Digest;
 use fieldgate_simulators::margo::wfm::records::Status;
 use fieldgate_simulators::margo::{Authority, Deployment, Records, Wfm, WfmOptions};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::whole_support::{Site, errors, text};
+pub use super::whole_support::margo::PATIENCE;
+use super::whole_support::{Site, errors, margo, text};
 
-/// Longest wait for anything; tests wait for events.
-pub const PATIENCE: Duration = Duration::from_secs(90);
 /// How long an SVID lives when nothing else is asked for.
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// A point that can be written.
 pub const POINT: &str = "[[points]]\nid = \"setpoint\"\ntable = \"holding\"\naddress = 10\naccess = \"read-write\"\n";
 
-/// Layers with their media types as an image of an OCI image layout.
+/// Layers with their media types as version 1.0 of an artifact in the site's directory.
 pub fn artifact(site: &Site, name: &str, layers: &[(&str, &str)]) {
-    let digest = |text: &str| Digest::of(text.as_bytes());
-    let described =
-        |kind: &str, text: &str| json!({ "mediaType": kind, "digest": digest(text).to_string(), "size": text.len() });
-    let listed: Vec<_> = layers.iter().map(|(kind, text)| described(kind, text)).collect();
-    let empty = described("application/vnd.oci.empty.v1+json", "{}");
-    let manifest = json!({ "schemaVersion": 2, "config": empty, "layers": listed }).to_string();
-    let layout = format!("artifacts/registry.example/{name}");
-    for text in layers.iter().map(|(_, text)| *text).chain([manifest.as_str()]) {
-        site.write(&format!("{layout}/blobs/sha256/{}", digest(text).hex()), text);
-    }
-    let mut entry = described("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "1.0" });
-    site.write(&format!("{layout}/index.json"), &json!({ "schemaVersion": 2, "manifests": [entry] }).to_string());
+    margo::artifact(site, name, "1.0", layers, &json!({}));
 }
 
 /// A recipe under the name `name`.
@@ -64,18 +50,14 @@ impl Manager {
         Self { wfm, authority, runtime }
     }
 
-    /// The `[margo]` of a site that polls it every second, with what stands in `more`.
-    pub fn settings(&self, more: &str) -> String {
-        format!(
-            "[margo]\nurl = \"{}\"\ntrust = {{ bundle = \"bundle.json\" }}\npolling = {{ every = \"1 s\" }}\nartifacts = {{ directory = \"artifacts\", registries = false }}\n{more}\n",
-            self.wfm.url()
-        )
+    /// The `[margo]` of a site that polls it every second and takes `delegate` from it, with what stands in `more`.
+    pub fn settings(&self, delegate: &[&str], more: &str) -> String {
+        margo::settings(&self.wfm, delegate, more)
     }
 
     /// Joining: the key stays, the request goes to the operator, the chain comes back.
     pub fn join(&self, site: &Site) {
-        site.write("bundle.json", &self.authority.bundle().to_string());
-        self.join_as(site, &[], "plant", "data/margo/svid");
+        margo::join(site, &self.wfm, &self.authority, "plant");
     }
 
     /// Joining as `client`, whose files are called `files`.
@@ -92,7 +74,7 @@ impl Manager {
 
     /// Waits until `look` finds something.
     pub fn wait<T>(&self, what: &str, look: impl Fn(&Records) -> Option<T>) -> T {
-        self.runtime.block_on(self.wfm.wait(what, PATIENCE, look)).unwrap_or_else(|error| panic!("{error}"))
+        margo::wait(&self.runtime, &self.wfm, what, look)
     }
 
     /// Waits until a device was reported.
@@ -118,9 +100,7 @@ impl Manager {
 
     /// Waits until a deployment has that state, and gives its status.
     pub fn reaches(&self, id: &str, device: Option<&str>, state: &str) -> Status {
-        let look = |seen: &Records| seen.status(id, device).filter(|status| status.state == state).cloned();
-        let found = self.runtime.block_on(self.wfm.wait(state, PATIENCE, look));
-        found.unwrap_or_else(|error| panic!("{error}: {:#?}", self.statuses(id)))
+        self.wait(state, |seen| seen.status(id, device).filter(|status| status.state == state).cloned())
     }
 
     /// Everything that was told of a deployment, in short.
@@ -147,7 +127,7 @@ impl Manager {
 }
 
 fn deployment(target: &str, name: &str) -> Deployment {
-    Deployment::custom(target, name).component("part", &format!("oci://registry.example/{name}"), "1.0")
+    Deployment::custom(target, name).component("part", &margo::repository(name), "1.0")
 }
 
 /// Code, source and words of a status's error.

@@ -5,7 +5,13 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 mod device;
+mod gate;
+mod kills;
+#[cfg(feature = "margo")]
+pub mod margo;
+mod shim;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -14,13 +20,20 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 pub use device::{FakeDevice, Mode};
+pub use gate::Gate;
+pub use kills::{Chapter, Kills, tell};
 
 use super::support::{Child, PythonServer, SOON, Subscriber, eventually, free_port, temp_dir};
 
 /// `short`, or `full` when the environment says `FIELDGATE_FULL=1`.
-pub fn sized(short: Duration, full: Duration) -> Duration {
+pub fn sized<T>(short: T, full: T) -> T {
     let is_full = std::env::var("FIELDGATE_FULL").is_ok_and(|value| value == "1");
     if is_full { full } else { short }
+}
+
+/// A field as text; what is absent is empty.
+pub fn said<'a>(body: &'a Value, field: &str) -> &'a str {
+    body[field].as_str().unwrap_or_default()
 }
 
 /// A configuration directory, named `plant`, with an embedded broker on a port of its own.
@@ -218,6 +231,17 @@ pub fn journal(path: &Path) -> Vec<Read> {
         Read { device: format!("plc-{:02}", fields[0]), first: fields[1] as u32, n: fields[3], at_ms: fields[4] }
     };
     text.lines().map(read).collect()
+}
+
+/// Nothing was done twice by an audit log: a request is written down once for each thing that it did.
+pub fn done_once(name: &str, audit: &[Value]) {
+    let mut requests: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+    // What was refused or only asked back is not remembered, so that it may stand there as often as it was sent.
+    for entry in audit.iter().filter(|e| !said(e, "correlationId").is_empty() && said(e, "outcome") == "done") {
+        *requests.entry((said(entry, "correlationId"), said(entry, "action"), said(entry, "object"))).or_default() += 1;
+    }
+    let twice: Vec<_> = requests.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(twice.is_empty(), "{name}: written down twice: {twice:?}");
 }
 
 /// Milliseconds since 1970.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::gate::Gate;
-use super::hardware::said;
+use crate::whole_support::{Gate, done_once, said};
 
 /// What a gateway shows and kept.
 pub struct Books {
@@ -63,19 +62,9 @@ impl Books {
         at
     }
 
-    /// Nothing was done twice: an entry has an id of its own, a request is written down once for each thing that it did,
-    /// and every answer to one correlation id says the same.
+    /// Nothing was done twice, and every answer to one correlation id says the same.
     pub fn nothing_twice(&self) {
-        let mut requests: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
-        // What was refused or only asked back is not remembered, so that it may stand there as often as it was sent.
-        for entry in self.audit.iter().filter(|e| !said(e, "correlationId").is_empty() && said(e, "outcome") == "done")
-        {
-            *requests
-                .entry((said(entry, "correlationId"), said(entry, "action"), said(entry, "object")))
-                .or_default() += 1;
-        }
-        let twice: Vec<_> = requests.iter().filter(|(_, count)| **count > 1).collect();
-        assert!(twice.is_empty(), "{}: written down twice: {twice:?}\n{}", self.name, self.story());
+        done_once(&self.name, &self.audit);
         let mut answers: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
         for answer in &self.answers {
             answers

@@ -3,9 +3,7 @@
 use serde_json::{Value, json};
 
 use super::front::FIRMWARE;
-use super::gate::Gate;
-use super::hardware::said;
-use crate::whole_support::{Site, errors};
+use crate::whole_support::{Gate, Site, errors, said};
 
 /// Name of the profile, and so of the kind of device that images are signed for.
 pub const KIND: &str = "pump-p7";

@@ -7,7 +7,6 @@ use std::time::Duration;
 use fieldgate_simulators::firmware_target::{FirmwareTarget, Settings, Trouble};
 use fieldgate_simulators::modbus::Table;
 use fieldgate_simulators::{Plant, Scenario};
-use serde_json::Value;
 
 use super::front::{Behind, Front};
 use crate::support::PythonServer;
@@ -129,6 +128,25 @@ impl Hardware {
         self.front().firmware()
     }
 
+    /// Each value that was answered done stands in the device's own journal once; one whose outcome nobody knew at most once.
+    pub fn agrees(&mut self, last_at: u16, done: &[(u16, u16)], unknown: &[(u16, u16)]) {
+        let last = done.last().expect("something was written").1;
+        assert!(self.register(last_at) == last || !unknown.is_empty(), "the last command is not there");
+        if self.make == Make::Simulator {
+            return;
+        }
+        let writes = self.writes();
+        let count = |what: &(u16, u16)| writes.iter().filter(|(at, values)| (*at, values[0]) == *what).count();
+        let among = |all: &[(u16, u16)], what: &(u16, u16)| all.iter().filter(|one| *one == what).count();
+        for what in done.iter().chain(unknown) {
+            let (least, most) = (usize::from(among(done, what) > 0), among(done, what).min(1) + among(unknown, what));
+            assert!((least..=most).contains(&count(what)), "{what:?} was written {} times: {writes:?}", count(what));
+        }
+        let known = |at: u16, value: u16| done.contains(&(at, value)) || unknown.contains(&(at, value));
+        let strange: Vec<_> = writes.iter().filter(|(at, v)| *at < CLOCK && !known(*at, v[0])).collect();
+        assert!(strange.is_empty(), "nobody was answered that these were written: {strange:?}");
+    }
+
     fn front(&self) -> &Front {
         self.front.as_ref().expect("the simulator has one")
     }
@@ -186,9 +204,4 @@ points = [
 ]
 "#
     )
-}
-
-/// A field as text; what is absent is empty.
-pub fn said<'a>(body: &'a Value, field: &str) -> &'a str {
-    body[field].as_str().unwrap_or_default()
 }

@@ -18,6 +18,8 @@ use crate::management::service::{Management, Stopped};
 use crate::margo::plant::{Before, Refusal};
 use crate::model::DeviceId;
 
+/// Code of a version that was taken back.
+pub(super) const NOT_PROVEN: &str = "health-gate";
 /// How often a version in work is looked at.
 const LOOK: Duration = Duration::from_millis(250);
 /// Settings up to this length are kept themselves, so that the way back does not depend on the history.
@@ -131,7 +133,7 @@ async fn put(
             Standing::RolledBack(errors) => {
                 let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 let text = format!("not proven, what was in force before is in force again: {}", why.join("; "));
-                return Err(Refusal::new("health-gate", text));
+                return Err(Refusal::new(NOT_PROVEN, text));
             }
             Standing::Absent => {
                 return Err(Refusal::new("superseded", "another version took its place before it was proven"));

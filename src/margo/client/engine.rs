@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::errand::{Answer, Errand};
 use super::status::{ClientStatus, DeploymentLine};
-use crate::margo::api::{Backoff, Dialect, Problem, Verdict, judge, overall};
+use crate::margo::api::{Backoff, Dialect, Problem, StatusError, Verdict, judge, overall};
 use crate::margo::capabilities::{Act, Roster};
 use crate::margo::component::Source;
 use crate::margo::config::Config;
 use crate::margo::desired::{AcceptError, Accepted, Exchange, ExchangeError, Head, HeadStore, Polled};
 use crate::margo::plant::{Alert, Plant};
-use crate::margo::reconcile::{Job, JobId, Outcome, Reconciler, Scope, Step};
+use crate::margo::reconcile::{Job, JobId, Outcome, Placement, Reconciler, Scope, Step};
 use crate::margo::schema;
 use crate::margo::storage::{Storage, StorageError, commit_in_order, sweep_blobs};
 use crate::margo::survey::survey;
@@ -490,22 +490,24 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
     fn lines(&self) -> Vec<DeploymentLine> {
         let mut lines = Vec::new();
         for (record, placements) in self.reconciler.view() {
-            let line = |device: String, state: &str, reason: String| DeploymentLine {
+            let line = |placement: Option<&Placement>, state: &str, reason: String| DeploymentLine {
                 deployment: record.id.to_string(),
-                device,
+                device: placement.map(|placement| placement.path.to_string()).unwrap_or_default(),
+                adopted: self.reconciler.adopted(record, placement),
                 state: state.to_owned(),
                 reason,
             };
             let failed = record.failed.as_ref();
+            let reason = |error: Option<&StatusError>| {
+                error.map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default()
+            };
             if placements.is_empty() {
-                let reason = failed.map(|error| error.message.clone()).unwrap_or_default();
-                lines.push(line(String::new(), if failed.is_some() { "failed" } else { "pending" }, reason));
+                lines.push(line(None, if failed.is_some() { "failed" } else { "pending" }, reason(failed)));
             }
             for placement in placements {
                 let error = placement.parts.iter().find_map(|part| part.error.as_ref()).or(failed);
                 let state = overall(placement.parts.iter().map(|part| part.state));
-                let reason = error.map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default();
-                lines.push(line(placement.path.to_string(), state.as_str(), reason));
+                lines.push(line(Some(placement), state.as_str(), reason(error)));
             }
         }
         lines

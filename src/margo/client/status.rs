@@ -9,6 +9,8 @@ pub struct DeploymentLine {
     pub deployment: String,
     /// Path of the device; empty while it is on none.
     pub device: String,
+    /// The newest manifest whose revision of the deployment this device has begun (`adoptedManifestVersion`).
+    pub adopted: u64,
     /// Most severe state.
     pub state: String,
     /// Why, when something is wrong.

@@ -302,6 +302,11 @@ impl Reconciler {
         })
     }
 
+    /// The newest manifest whose revision of a deployment a device has begun; without one, the manifest that brought it.
+    pub fn adopted(&self, record: &Record, placement: Option<&Placement>) -> u64 {
+        placement.map_or(record.arrived, |placement| report::adopted(record, placement, self.head))
+    }
+
     fn fetched(
         &mut self,
         id: &DeploymentId,

@@ -45,7 +45,7 @@ pub(super) fn of_placement(
 }
 
 /// The newest manifest whose revision this device has begun.
-fn adopted(record: &Record, placement: &Placement, head_version: u64) -> u64 {
+pub(super) fn adopted(record: &Record, placement: &Placement, head_version: u64) -> u64 {
     match &placement.begun {
         // The removal is what the newest manifest wants, and it has begun.
         _ if placement.leaving && record.wanted.is_none() => head_version.max(1),

@@ -1,5 +1,6 @@
-//! One gateway of the story: killed at any moment, started again, and asked until it answers.
+//! One gateway of a story: killed at any moment, started again, and asked until it answers.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -7,14 +8,12 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::hardware::said;
-use super::shim;
+use super::{Site, body, errors, said, shim, stop, tail};
 use crate::support::{Child, SOON, Subscriber, eventually, publish};
-use crate::whole_support::{Site, body, errors, stop, tail};
 
 /// A request without an answer is sent again after this time, with the same correlation id.
 const AGAIN: Duration = Duration::from_secs(4);
-/// Longest wait for anything in the story: kills and starts come in between.
+/// Longest wait for anything in a story: kills and starts come in between.
 const LONG: Duration = Duration::from_secs(90);
 
 /// A gateway with its site and one observer of its answers; a handle for those who kill it.
@@ -57,11 +56,11 @@ impl Gate {
     /// Starts it, and an observer that stays.
     pub fn start(&mut self) {
         *self.inner.child.lock().unwrap() = Some(self.spawn());
-        let device = ["config", "command", "firmware"].map(|kind| format!("devices/pump/{kind}/result"));
+        let device = ["config", "command", "firmware"].map(|kind| format!("devices/+/{kind}/result"));
         let further = [&["management/result".to_owned()], &device[..]].concat();
         let topics: Vec<String> = further.iter().flat_map(|t| ["-t".to_owned(), self.topic(t)]).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        let first = self.topic("devices/pump/onboarding/result");
+        let first = self.topic("devices/+/onboarding/result");
         self.answers = Some(Subscriber::start(self.inner.site.port(), &first, &topics));
     }
 
@@ -165,26 +164,26 @@ impl Gate {
         output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
-    /// Waits until the registry shows the device in a state.
-    pub fn until_life(&self, state: &str) {
+    /// Waits until the registry shows a device in a state.
+    pub fn until_life(&self, device: &str, state: &str) {
         let mut last = String::new();
         let began = Instant::now();
         loop {
             if let Some(all) = self.cli(&["devices", "--json"]) {
-                let found = all.as_array().unwrap().iter().find(|line| line["device"] == "pump").cloned();
+                let found = all.as_array().unwrap().iter().find(|line| line["device"] == device).cloned();
                 last = found.as_ref().map_or_else(String::new, |line| said(line, "life").to_owned());
                 if last == state {
                     return;
                 }
             }
-            assert!(began.elapsed() < LONG, "{}: waited in vain for {state}; it is {last}", self.inner.name);
+            assert!(began.elapsed() < LONG, "{}: waited in vain for {device} {state}; it is {last}", self.inner.name);
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Waits until its configuration is as `fits` says.
-    pub fn until_config(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
-        self.until(what, &["config", "show", "pump", "--json"], fits)
+    /// Waits until a device's configuration is as `fits` says.
+    pub fn until_config(&self, device: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        self.until(what, &["config", "show", device, "--json"], fits)
     }
 
     /// Waits until what a command prints is as `fits` says.
@@ -204,9 +203,9 @@ impl Gate {
     }
 
     /// Every retained message below its root, by topic; taken when a message of our own has come through behind them.
-    pub fn retained(&self) -> std::collections::BTreeMap<String, Value> {
+    pub fn retained(&self) -> BTreeMap<String, Value> {
         let subscriber = self.inner.site.subscribe_root(&self.inner.name);
-        let marker = self.topic("year/marker");
+        let marker = self.topic("test/marker");
         publish(self.inner.site.port(), &marker, "{}", &[]).expect("it runs");
         subscriber.wait_for("the marker", SOON, |message| message.topic == marker);
         let prefix = self.topic("");
