@@ -24,7 +24,7 @@ use super::command::Receipt;
 use super::core::{Core, Input, Plan, Request, Settings};
 use super::desired::{GatewayOverlay, Watcher};
 use super::journal::{Journal, JournalError};
-use super::lifecycle::Claim;
+use super::lifecycle::{Claim, Erasure, Stored};
 use super::request::{Actor, Ask, Refusal, is_correlation_id};
 use super::step::Shown;
 use crate::contract::v1;
@@ -57,8 +57,9 @@ pub trait World: Send + Sync + 'static {
     /// Takes its credentials back.
     fn revoke(&self, device: &DeviceId) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// Removes retained topics, credentials and, with `data`, stored telemetry. Gives what was removed, for the certificate.
-    fn erase(&self, device: &DeviceId, data: bool) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+    /// Waits until the device does not run any more, takes its credentials back, and removes what is kept of it, its values
+    /// in the store as `stored` says.
+    fn erase(&self, device: &DeviceId, stored: Stored) -> impl Future<Output = Result<Erasure, String>> + Send;
 
     /// How a device holds its clock.
     fn clock_form(&self, device: &DeviceId) -> Option<ClockForm>;

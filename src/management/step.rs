@@ -47,12 +47,12 @@ pub enum Effect {
     },
     /// Take back the credentials of a device.
     Revoke(DeviceId),
-    /// Remove what is kept of a device.
+    /// Take its credentials back and remove what is kept of a device.
     Erase {
         /// The device.
         device: DeviceId,
-        /// Also its telemetry in the store, not only topics, credentials and configuration.
-        data: bool,
+        /// What becomes of its values in the store.
+        stored: super::lifecycle::Stored,
     },
     /// Read the clock of a device.
     ReadClock(DeviceId),

@@ -15,7 +15,7 @@ use crate::management::command::Receipt;
 use crate::management::core::{Core, Input, Plan, Settings};
 use crate::management::desired::{Watcher, parse_gateway};
 use crate::management::journal::Journal;
-use crate::management::lifecycle::{Claim, Finding, Outcome, ScanRequest};
+use crate::management::lifecycle::{Claim, Erasure, Finding, Outcome, ScanRequest};
 use crate::management::step::{Effect, Step};
 use crate::model::DeviceId;
 use crate::platform::clock::SharedClock;
@@ -300,13 +300,17 @@ async fn perform<W: World>(world: &W, clock: &SharedClock, effect: Effect) -> Ve
             Some(Input::Outcome { device, outcome })
         }
         Effect::Revoke(device) => {
-            if let Err(error) = limited(world.revoke(&device)).await {
-                tracing::error!(%device, error, "credentials are not taken back; revoke them by hand");
-            }
-            None
+            let revoked = limited(world.revoke(&device)).await;
+            let told =
+                revoked.inspect_err(|error| tracing::error!(%device, error, "credentials are not taken back yet"));
+            told.ok().map(|()| Input::Outcome { device, outcome: Outcome::Revoked })
         }
-        Effect::Erase { device, data } => {
-            let outcome = limited(world.erase(&device, data)).await.map_or_else(Outcome::EraseFailed, Outcome::Erased);
+        Effect::Erase { device, stored } => {
+            let outcome = match limited(world.erase(&device, stored)).await {
+                Ok(Erasure::Done(what)) => Outcome::Erased(what),
+                Ok(Erasure::Waits(whom)) => Outcome::EraseWaits(whom),
+                Err(why) => Outcome::EraseFailed(why),
+            };
             Some(Input::Outcome { device, outcome })
         }
         Effect::ReadClock(device) => {

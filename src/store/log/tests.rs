@@ -1,6 +1,7 @@
 //! The engine against a simulated disk.
 
 mod damage;
+mod erase;
 mod model;
 mod syncs;
 
