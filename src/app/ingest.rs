@@ -19,6 +19,7 @@ use crate::contract::{ContractMessage, Encoding, telemetry};
 use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
+use crate::platform::beat;
 use crate::platform::clock::{Boot, SharedClock};
 use crate::southbound::{Scan, Update};
 use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
@@ -92,7 +93,7 @@ impl Ingest {
         mut control: mpsc::Receiver<Control>,
         stop: CancellationToken,
     ) -> Result<(), String> {
-        let mut stale_at = Instant::now() + STALE;
+        let mut stale_at = beat::after(STALE);
         let mut burst = Vec::with_capacity(BURST);
         loop {
             self.stats.beats.fetch_add(1, Ordering::Relaxed);
@@ -125,7 +126,7 @@ impl Ingest {
                     batches
                 }
                 () = sleep_until(look_at) => {
-                    stale_at = Instant::now() + STALE;
+                    stale_at = beat::after(STALE);
                     self.tick()
                 }
             };
