@@ -19,6 +19,7 @@ use crate::contract::{ContractMessage, Encoding, telemetry};
 use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
+use crate::platform::beat;
 use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
 use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
@@ -93,7 +94,7 @@ impl Ingest {
         mut control: mpsc::Receiver<Control>,
         stop: CancellationToken,
     ) -> Result<(), String> {
-        let mut stale_at = Instant::now() + STALE;
+        let mut stale_at = beat::after(STALE);
         let mut burst = Vec::with_capacity(BURST);
         loop {
             self.stats.beats.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +130,7 @@ impl Ingest {
                     if Instant::now() < stale_at {
                         self.close_due()
                     } else {
-                        stale_at = Instant::now() + STALE;
+                        stale_at = beat::after(STALE);
                         self.tick()
                     }
                 }

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use super::CliError;
 use super::table::Table;
 use crate::margo::client::ClientStatus;
-use crate::margo::config::{Config, Generation, Mode};
+use crate::margo::config::{Config, Generation, Member};
 use crate::margo::identity::{BundleCache, BundleSource, ClientName, OwnSvid, TrustBundle, make_svid_request};
 use crate::platform::clock::{Clock, SystemClock};
 use crate::platform::durable::{Access, Disk};
@@ -24,9 +24,12 @@ pub enum MargoCommand {
         /// Id of the fleet manager in its SPIFFE ID.
         #[arg(long)]
         wfm: Option<String>,
-        /// Id of this client; the gateway's deviceId when not given.
+        /// Id of this client; its deviceId when not given.
         #[arg(long)]
         client: Option<String>,
+        /// The device, for a transparent gateway, whose devices have an identity each.
+        #[arg(long)]
+        device: Option<String>,
     },
     /// Say how the client stands: identity, trust, clock, devices and deployments.
     Status {
@@ -48,7 +51,9 @@ pub fn execute(config: Option<&Config>, command: MargoCommand) -> Result<(), Cli
         CliError::Other("there is no [margo] section in fieldgate.toml; docs/margo.md shows what to write".to_owned())
     })?;
     match command {
-        MargoCommand::Join { trust_domain, wfm, client } => join(config, trust_domain, wfm, client),
+        MargoCommand::Join { trust_domain, wfm, client, device } => {
+            join(config, &member(config, device.as_deref())?, trust_domain, wfm, client)
+        }
         MargoCommand::Status { json } => status(config, json),
         MargoCommand::Leave { destroy_key } => leave(config, destroy_key),
     }
@@ -58,16 +63,37 @@ fn other(error: &dyn std::fmt::Display) -> CliError {
     CliError::Other(error.to_string())
 }
 
+/// The client that is meant: the only one, or that of a device of a transparent gateway.
+fn member(config: &Config, device: Option<&str>) -> Result<Member, CliError> {
+    let mut members = config.members();
+    if let (None, [_]) = (device, members.as_slice()) {
+        return Ok(members.remove(0));
+    }
+    let named = |member: &Member| member.only.as_ref().map(|only| only.as_str()) == device;
+    if let (Some(_), Some(at)) = (device, members.iter().position(named)) {
+        return Ok(members.remove(at));
+    }
+    let known: Vec<&str> = members.iter().filter_map(|member| member.only.as_ref().map(|only| only.as_str())).collect();
+    Err(CliError::Other(match (device, known.is_empty()) {
+        (_, true) => "this gateway is one client for all of its devices: leave --device out".to_owned(),
+        (None, _) => format!("each device has an identity of its own: say which with --device ({})", known.join(", ")),
+        (Some(device), _) => {
+            format!("{device} has no `cert` and `key` in [[margo.device]]; these have: {}", known.join(", "))
+        }
+    }))
+}
+
 fn join(
     config: &Config,
+    member: &Member,
     trust_domain: Option<String>,
     wfm: Option<String>,
     client: Option<String>,
 ) -> Result<(), CliError> {
-    let files = &config.identity;
+    let files = &member.identity;
     if files.key.exists() {
         println!("There is a key already: {}", files.key.display());
-        return check(config);
+        return check(config, member);
     }
     let (Some(trust_domain), Some(wfm)) = (trust_domain, wfm) else {
         return Err(CliError::Other(
@@ -75,7 +101,8 @@ fn join(
                 .to_owned(),
         ));
     };
-    let client = client.unwrap_or_else(|| config.device.as_str().replace('/', "."));
+    let device = member.only.as_ref().map_or(config.device.as_str(), |device| device.as_str());
+    let client = client.unwrap_or_else(|| device.replace('/', "."));
     let name = ClientName::new(&trust_domain, &wfm, &client).map_err(|e| other(&e))?;
     let made = make_svid_request(&name).map_err(|e| other(&e))?;
     let disk = Disk::default();
@@ -99,16 +126,13 @@ fn join(
 }
 
 /// Checks identity and trust by the rules of a handshake.
-fn check(config: &Config) -> Result<(), CliError> {
+fn check(config: &Config, member: &Member) -> Result<(), CliError> {
     let clock = SystemClock::default().now();
     let now = read_clock(clock, 0);
     if !now.firm {
         println!("clock     not set: certificates cannot be checked; set it (NTP, or `date -s`)");
     }
-    if let Mode::Transparent(devices) = &config.mode {
-        println!("mode      transparent: {} devices with an identity each", devices.len());
-    }
-    let own = match OwnSvid::load(&config.identity.chain, &config.identity.key) {
+    let own = match OwnSvid::load(&member.identity.chain, &member.identity.key) {
         Ok(own) => own,
         Err(error) => {
             println!("identity  {error}");
@@ -120,7 +144,7 @@ fn check(config: &Config) -> Result<(), CliError> {
     let days = own.validity().not_after.saturating_sub(now.seconds) / 86_400;
     println!("svid      serial {}, {days} days left", own.serial());
     let Generation::Rc3 { bundle, .. } = &config.generation else { return Ok(()) };
-    match held(config, bundle) {
+    match held(member, bundle) {
         Err(why) => println!("trust     {why}"),
         Ok(bundle) => {
             println!("trust     bundle with sequence {} and {} anchors", bundle.sequence, bundle.anchors().len());
@@ -132,7 +156,7 @@ fn check(config: &Config) -> Result<(), CliError> {
     Ok(())
 }
 
-fn held(config: &Config, source: &BundleSource) -> Result<TrustBundle, String> {
+fn held(member: &Member, source: &BundleSource) -> Result<TrustBundle, String> {
     match source {
         BundleSource::File(path) => {
             let bytes =
@@ -140,7 +164,7 @@ fn held(config: &Config, source: &BundleSource) -> Result<TrustBundle, String> {
             TrustBundle::parse(&bytes).map_err(|error| error.to_string())
         }
         BundleSource::Uri { .. } | BundleSource::Discovery { .. } => {
-            let cached = BundleCache::new(&config.directory, Disk::default()).load(&source.name());
+            let cached = BundleCache::new(&member.directory, Disk::default()).load(&source.name());
             let cached = cached.map_err(|error| error.to_string())?;
             cached.ok_or_else(|| "no bundle was fetched yet; the running gateway does that".to_owned())
         }
@@ -156,11 +180,25 @@ fn read_status(directory: &Path) -> Result<ClientStatus, CliError> {
 }
 
 fn status(config: &Config, json: bool) -> Result<(), CliError> {
+    let members = config.members();
     if json {
-        return super::live::print_json(&read_status(&config.directory)?);
+        let all: Result<Vec<ClientStatus>, CliError> = members.iter().map(|m| read_status(&m.directory)).collect();
+        return super::live::print_json(&all?);
     }
-    check(config)?;
-    let status = read_status(&config.directory)?;
+    for (at, member) in members.iter().enumerate() {
+        if at > 0 {
+            println!("");
+        }
+        if let Some(device) = &member.only {
+            println!("device    {device}");
+        }
+        check(config, member)?;
+        show(read_status(&member.directory)?);
+    }
+    Ok(())
+}
+
+fn show(status: ClientStatus) {
     println!("server    {}", status.url);
     let connection = match (status.retired, status.connected) {
         (true, _) => "the fleet manager has retired this client",
@@ -181,7 +219,6 @@ fn status(config: &Config, json: bool) -> Result<(), CliError> {
         table.row([line.deployment, line.device, line.state, line.reason]);
     }
     print!("{table}");
-    Ok(())
 }
 
 fn leave(config: &Config, destroy_key: bool) -> Result<(), CliError> {

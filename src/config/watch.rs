@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
+use crate::platform::beat;
+
 /// Time between polls.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// A file of this age or younger is read although its time and size are as before: file systems have coarse clocks.
@@ -158,7 +160,7 @@ impl Watcher {
         loop {
             let fired = tokio::select! {
                 () = self.trigger.0.notified() => true,
-                () = tokio::time::sleep(self.every) => false,
+                () = tokio::time::sleep_until(beat::after(self.every)) => false,
             };
             let (files, before) = (self.files.clone(), self.core.latest().clone());
             let Ok(current) = tokio::task::spawn_blocking(move || Marks::take(&files, &before)).await else { continue };

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::clock::ClockForm;
@@ -111,6 +111,7 @@ enum Message {
 #[derive(Debug, Clone)]
 pub struct Management {
     messages: mpsc::Sender<Message>,
+    changes: watch::Receiver<u64>,
 }
 
 impl Management {
@@ -129,7 +130,8 @@ impl Management {
         let core = Core::load(&journal.load().await?, settings.clone(), watcher.clone())?;
         let (messages, inbox) = mpsc::channel(QUEUE);
         let task = run::Task::new(core, settings, journal, Arc::new(world), Arc::new(outlet), watcher, clock);
-        Ok((Self { messages }, tokio::spawn(task.run(inbox))))
+        let changes = task.changes();
+        Ok((Self { messages, changes }, tokio::spawn(task.run(inbox))))
     }
 
     /// A message of a client on a topic relative to the root. `false` when the topic is none of management's.
@@ -208,6 +210,11 @@ impl Management {
     /// [`Stopped`].
     pub async fn arm_claim_code(&self, hash: String) -> Result<(), Stopped> {
         self.messages.send(Message::Arm(hash)).await.map_err(|_| Stopped)
+    }
+
+    /// Counts up when something of the registry, of configurations or of the plan changed, for whoever then looks.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
     }
 
     /// Looks into the core, for lists and tables.
