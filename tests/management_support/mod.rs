@@ -68,6 +68,7 @@ pub fn settings(gateway: &str) -> Settings {
         roles: Vec::new(),
         partners: BTreeMap::new(),
         signing_key: None,
+        counters: Arc::default(),
     }
 }
 
