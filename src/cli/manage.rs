@@ -15,6 +15,7 @@ use crate::admin::{Answer, Request};
 use crate::contract::{json_value, v1};
 use crate::management::socket::{SocketAnswer, SocketAsk};
 use crate::model::Value;
+use crate::platform::clock::ClockBook;
 
 /// Which devices, and why.
 #[derive(Debug, Args)]
@@ -421,7 +422,8 @@ fn typed(text: &str) -> Value {
 pub fn audit(data_dir: &Path, args: &AuditArgs) -> Result<(), CliError> {
     let mut entries = std::collections::VecDeque::new();
     let object = args.device.as_ref().map(|d| format!("devices/{d}"));
-    crate::store::export::audit(&data_dir.join("store"), |entry| {
+    let settings = ClockBook::open(data_dir);
+    crate::store::export::audit(&data_dir.join("store"), &settings, |entry| {
         let named = |o: &String| entry.object == *o || entry.object.strip_prefix(o).is_some_and(|r| r.starts_with('/'));
         let wanted = object.as_ref().is_none_or(named) && args.actor.as_ref().is_none_or(|a| entry.actor.contains(a));
         // An entry that a crash let be written twice has the same id both times.

@@ -73,16 +73,18 @@ pub fn export(
     writer.finish().map_err(InspectError::Output)
 }
 
-/// Every entry of the audit log of the store in `store`, oldest first. Works while the gateway runs.
+/// Every entry of the audit log of the store in `store`, oldest first, with times mended by `settings`. Works while the gateway runs.
 ///
 /// # Errors
 /// There is no log, or a file cannot be read.
-pub fn audit(store: &Path, mut each: impl FnMut(v1::AuditEntry)) -> Result<(), InspectError> {
+pub fn audit(store: &Path, settings: &ClockBook, mut each: impl FnMut(v1::AuditEntry)) -> Result<(), InspectError> {
+    let by = |uptime, wall_ms, trust| settings.correct(uptime, wall_ms, trust);
     let files = lane_files(&RealFs, store, Lane::Critical)?;
     let take = |item| {
         if let Item::Record(record) = item
             && record.kind == RecordKind::Audit
-            && let Ok(entry) = v1::AuditEntry::decode(record.payload)
+            && let Ok(entry) =
+                v1::AuditEntry::decode(mend(&record, &by).map_or(record.payload, |mended| mended.payload))
         {
             each(v1::AuditEntry { seq: record.seq, ..entry });
         }

@@ -272,7 +272,12 @@ fn the_request_for_an_svid_carries_the_name_and_the_key_does_not_print() {
 }
 
 fn stamp(seconds: u64) -> Stamp {
-    Stamp { wall_ms: (NOW + seconds as i64) * 1_000, mono_ns: seconds * 1_000_000_000, trust: ClockTrust::Synchronised }
+    Stamp {
+        wall_ms: (NOW + seconds as i64) * 1_000,
+        mono_ns: seconds * 1_000_000_000,
+        uptime: Default::default(),
+        trust: ClockTrust::Synchronised,
+    }
 }
 
 struct Files {
