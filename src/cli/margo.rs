@@ -10,7 +10,7 @@ use super::table::Table;
 use crate::margo::client::{ClientStatus, LeaveFile, Leaving, Wish};
 use crate::margo::config::{Config, Generation, Member};
 use crate::margo::identity::{
-    BundleCache, BundleSource, ClientName, IdentityFiles, OwnSvid, TrustBundle, make_svid_request,
+    BundleCache, BundleSource, ClientName, IdentityFiles, Moment, OwnSvid, TrustBundle, make_svid_request,
 };
 use crate::platform::clock::{Clock, SystemClock};
 use crate::platform::durable::{Access, Disk};
@@ -147,10 +147,30 @@ fn join(
 fn check(config: &Config, member: &Member) -> Result<(), CliError> {
     let clock = SystemClock::default().now();
     let now = read_clock(clock, 0);
-    if !now.firm {
-        println!("clock     not set: certificates cannot be checked; set it (NTP, or `date -s`)");
+    let doubt = if now.firm {
+        ""
+    } else {
+        ", which nobody has set: certificates cannot be checked; set it (NTP, or `date -s`)"
+    };
+    println!("clock     {}{doubt}", Moment(now.seconds));
+    let files = &member.identity;
+    if !files.key.exists() {
+        println!(
+            "identity  there is no key yet ({}); `fieldgate margo join` makes one, and a request for the SVID",
+            files.key.display()
+        );
+        return Ok(());
     }
-    let own = match OwnSvid::load(&member.identity.chain, &member.identity.key) {
+    if !files.chain.exists() {
+        let request = request_file(files);
+        println!(
+            "identity  there is no SVID yet: let the operator sign {}, and put the chain to {}",
+            request.display(),
+            files.chain.display()
+        );
+        return Ok(());
+    }
+    let own = match OwnSvid::load(&files.chain, &files.key) {
         Ok(own) => own,
         Err(error) => {
             println!("identity  {error}");

@@ -92,7 +92,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
 
     /// How far leaving is.
     pub(super) fn leaving(&self) -> Leaving {
-        let empty = || self.reconciler.view().next().is_none() && self.reconciler.outbox().len() == 0;
+        let empty = || self.reconciler.view().next().is_none() && self.reconciler.outbox().is_empty();
         match self.wish {
             None => Leaving::No,
             Some(Wish::WhenEmpty) if !empty() => Leaving::Deployments,
