@@ -1,17 +1,23 @@
 //! `fieldgate margo`: joining a fleet manager, how it stands, and leaving it, in words.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 
 use super::CliError;
 use super::table::Table;
-use crate::margo::client::ClientStatus;
+use crate::margo::client::{ClientStatus, LeaveFile, Leaving, Wish};
 use crate::margo::config::{Config, Generation, Member};
-use crate::margo::identity::{BundleCache, BundleSource, ClientName, OwnSvid, TrustBundle, make_svid_request};
+use crate::margo::identity::{
+    BundleCache, BundleSource, ClientName, IdentityFiles, Moment, OwnSvid, TrustBundle, make_svid_request,
+};
 use crate::platform::clock::{Clock, SystemClock};
 use crate::platform::durable::{Access, Disk};
 use crate::security::pki::read_clock;
+
+/// How often the status is looked at while somebody waits.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What is asked.
 #[derive(Debug, Subcommand)]
@@ -37,9 +43,15 @@ pub enum MargoCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Say how to leave, and destroy the key once the gateway does not use it any more.
+    /// Leave: wait until the fleet manager has removed its deployments, and take every device back there. `margo join` stays.
     Leave {
-        /// Destroy the key now. Deployments and devices must have been removed at the fleet manager before.
+        /// Do not wait for the deployments: what they brought stays on the devices.
+        #[arg(long)]
+        now: bool,
+        /// How long to wait here, in seconds. The gateway goes on leaving afterwards.
+        #[arg(long, default_value_t = 30)]
+        wait: u64,
+        /// Destroy the key once everything was taken back.
         #[arg(long)]
         destroy_key: bool,
     },
@@ -55,7 +67,9 @@ pub fn execute(config: Option<&Config>, command: MargoCommand) -> Result<(), Cli
             join(config, &member(config, device.as_deref())?, trust_domain, wfm, client)
         }
         MargoCommand::Status { json } => status(config, json),
-        MargoCommand::Leave { destroy_key } => leave(config, destroy_key),
+        MargoCommand::Leave { now, wait, destroy_key } => {
+            leave(config, now, Duration::from_secs(wait.min(86_400)), destroy_key)
+        }
     }
 }
 
@@ -90,7 +104,11 @@ fn join(
     wfm: Option<String>,
     client: Option<String>,
 ) -> Result<(), CliError> {
-    let files = &member.identity;
+    let (files, leave) = (&member.identity, LeaveFile::new(&config.directory));
+    if leave.wish().is_some() {
+        leave.set(None).map_err(|e| other(&e))?;
+        println!("The wish to leave is taken back.");
+    }
     if files.key.exists() {
         println!("There is a key already: {}", files.key.display());
         return check(config, member);
@@ -110,7 +128,7 @@ fn join(
         disk.create_directory(directory, Access::Private).map_err(|e| other(&e))?;
     }
     disk.replace(&files.key, made.key.expose().as_bytes(), Access::Private).map_err(|e| other(&e))?;
-    let request = files.key.with_extension("csr.pem");
+    let request = request_file(files);
     disk.replace(&request, made.request.as_bytes(), Access::Public).map_err(|e| other(&e))?;
     println!("Made a key, which stays here:     {}", files.key.display());
     println!("Made a request for its SVID:      {}", request.display());
@@ -129,10 +147,30 @@ fn join(
 fn check(config: &Config, member: &Member) -> Result<(), CliError> {
     let clock = SystemClock::default().now();
     let now = read_clock(clock, 0);
-    if !now.firm {
-        println!("clock     not set: certificates cannot be checked; set it (NTP, or `date -s`)");
+    let doubt = if now.firm {
+        ""
+    } else {
+        ", which nobody has set: certificates cannot be checked; set it (NTP, or `date -s`)"
+    };
+    println!("clock     {}{doubt}", Moment(now.seconds));
+    let files = &member.identity;
+    if !files.key.exists() {
+        println!(
+            "identity  there is no key yet ({}); `fieldgate margo join` makes one, and a request for the SVID",
+            files.key.display()
+        );
+        return Ok(());
     }
-    let own = match OwnSvid::load(&member.identity.chain, &member.identity.key) {
+    if !files.chain.exists() {
+        let request = request_file(files);
+        println!(
+            "identity  there is no SVID yet: let the operator sign {}, and put the chain to {}",
+            request.display(),
+            files.chain.display()
+        );
+        return Ok(());
+    }
+    let own = match OwnSvid::load(&files.chain, &files.key) {
         Ok(own) => own,
         Err(error) => {
             println!("identity  {error}");
@@ -211,6 +249,13 @@ fn show(status: ClientStatus) {
         status.device,
         if status.problem.is_empty() { String::new() } else { format!(": {}", status.problem) }
     );
+    match status.leaving {
+        Leaving::No => {}
+        Leaving::Left => println!("leaving   it has left; `fieldgate margo join` joins again"),
+        Leaving::Deployments | Leaving::Devices => {
+            println!("leaving   it leaves; `fieldgate margo leave` says what it waits for");
+        }
+    }
     println!("manifest  version {}", status.manifest_version);
     println!("devices   {} of {} reported", status.devices_reported, status.devices);
     println!("outbox    {} statuses wait", status.statuses_waiting);
@@ -221,26 +266,74 @@ fn show(status: ClientStatus) {
     print!("{table}");
 }
 
-fn leave(config: &Config, destroy_key: bool) -> Result<(), CliError> {
-    let status = read_status(&config.directory).unwrap_or_default();
-    if !destroy_key {
-        println!("1. Let the fleet manager remove its deployments: {} are here now.", status.deployments.len());
-        println!("2. Let it retire this client, or remove it from its policy.");
-        println!("3. Remove [margo] from fieldgate.toml (or set enabled = false) and restart the gateway.");
-        println!("4. `fieldgate margo leave --destroy-key` destroys the key {}.", config.identity.key.display());
-        return Ok(());
+fn leave(config: &Config, now: bool, wait: Duration, destroy_key: bool) -> Result<(), CliError> {
+    let file = LeaveFile::new(&config.directory);
+    file.set(Some(if now { Wish::AtOnce } else { Wish::WhenEmpty })).map_err(|e| other(&e))?;
+    let began = Instant::now();
+    let mut left;
+    loop {
+        left = config.members().iter().filter_map(what_is_left).collect::<Vec<_>>();
+        if left.is_empty() || began.elapsed() >= wait {
+            break;
+        }
+        std::thread::sleep(LOOK);
     }
-    if !status.deployments.is_empty() && !status.retired {
-        let text = format!(
-            "{} deployments are still on devices; let the fleet manager remove them first",
-            status.deployments.len()
-        );
+    if !left.is_empty() {
+        let text = format!("not left yet; the gateway goes on with it.\n{}", left.join("\n"));
         return Err(CliError::Other(text));
     }
-    Disk::default().remove(&config.identity.key).map_err(|e| other(&e))?;
+    println!("Left: the fleet manager was told that every device is gone, and nothing is sent to it any more.");
+    if destroy_key {
+        return config.members().iter().try_for_each(destroy);
+    }
+    println!("1. Let its operator remove this client from the policy, so that the SVID is of no use.");
+    println!("2. `fieldgate margo leave --destroy-key` destroys the key.");
     println!(
-        "The key {} is gone. The same client id may be used again only with a new key.",
-        config.identity.key.display()
+        "3. Remove [margo] from fieldgate.toml, or set enabled = false; or join again with `fieldgate margo join`."
     );
     Ok(())
+}
+
+/// What keeps a client from having left, in words.
+fn what_is_left(member: &Member) -> Option<String> {
+    let whose = member.only.as_ref().map(|device| format!("{device}: ")).unwrap_or_default();
+    let Ok(status) = read_status(&member.directory) else {
+        return Some(format!("{whose}the gateway never ran with this configuration; it begins to leave when it runs"));
+    };
+    let why = if status.problem.is_empty() { String::new() } else { format!(" ({})", status.problem) };
+    let waiting = status.statuses_waiting;
+    Some(match status.leaving {
+        _ if status.retired => return None,
+        Leaving::Left => return None,
+        Leaving::No => format!("{whose}the gateway has not begun; it does within seconds if it runs"),
+        Leaving::Deployments if status.deployments.is_empty() => {
+            format!("{whose}{waiting} statuses are still to be told to the fleet manager{why}")
+        }
+        Leaving::Deployments => format!(
+            "{whose}{} deployments are still here: let the fleet manager remove them, or leave what they brought on the devices with --now{why}",
+            status.deployments.len()
+        ),
+        Leaving::Devices => {
+            format!("{whose}{} devices are still to be taken back at the fleet manager{why}", status.devices_known)
+        }
+    })
+}
+
+/// Destroys the key, and what only means something with it.
+fn destroy(member: &Member) -> Result<(), CliError> {
+    let disk = Disk::default();
+    let files = &member.identity;
+    BundleCache::new(&member.directory, disk.clone()).clear().map_err(|e| other(&e))?;
+    for path in [files.key.clone(), request_file(files)] {
+        if path.exists() {
+            disk.remove(&path).map_err(|e| other(&e))?;
+        }
+    }
+    println!("The key {} is gone. The same client id may be used again only with a new key.", files.key.display());
+    Ok(())
+}
+
+/// Where the request for the SVID lies.
+fn request_file(files: &IdentityFiles) -> PathBuf {
+    files.key.with_extension("csr.pem")
 }

@@ -113,7 +113,7 @@ pub async fn run<P: Plant, S: Storage + Clone>(
                 dialect = onboarding => dialect?,
             };
             // The key of the older interface is exchanged with a restart: the client id hangs on it.
-            let (_keep, changes) = watch::channel(0);
+            let (_keep, changes) = watch::channel(format!("{} {}", config.url, dialect.client()));
             let client = Client::load(parts(exchange), Arc::new(dialect), changes, status).await?;
             Ok(client.run(token).await?)
         }
@@ -129,14 +129,14 @@ fn rc3(
     max_age: Duration,
     clock: &SharedClock,
     time: &BelievedTime,
-) -> (IdentityDesk, HttpExchange, watch::Receiver<u64>) {
+) -> (IdentityDesk, HttpExchange, watch::Receiver<String>) {
     let shared = SharedMaterial::default();
     let (material, believed) = (shared.clone(), time.clone());
     let make = move || material.tls(&believed, tls, max_age);
     let exchange = HttpExchange::new(make, config.timeout, clock.clone());
     let cache = BundleCache::new(&member.directory, Disk::default());
     let keeper = Keeper::new(member.identity.clone(), bundle.clone(), cache);
-    let (changes, seen) = watch::channel(0);
+    let (changes, seen) = watch::channel(String::new());
     let (exchange2, time, clock) = (exchange.clone(), time.clone(), clock.clone());
     let mut desk = IdentityDesk { keeper, shared, exchange: exchange2, changes, time, clock };
     // What is on disk is used from the first request on.
