@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use super::CliError;
 use super::table::Table;
+use crate::config::checked::Est;
 use crate::margo::client::ClientStatus;
 use crate::margo::config::{Config, Generation, Mode};
 use crate::margo::identity::{BundleCache, BundleSource, ClientName, OwnSvid, TrustBundle, make_svid_request};
@@ -43,11 +44,12 @@ pub enum MargoCommand {
 }
 
 /// Does what was asked.
-pub fn execute(config: Option<&Config>, command: MargoCommand) -> Result<(), CliError> {
+pub fn execute(config: Option<&Config>, est: Option<&Est>, command: MargoCommand) -> Result<(), CliError> {
     let config = config.ok_or_else(|| {
         CliError::Other("there is no [margo] section in fieldgate.toml; docs/margo.md shows what to write".to_owned())
     })?;
     match command {
+        MargoCommand::Join { .. } if est.is_some() => enrolled(config, est),
         MargoCommand::Join { trust_domain, wfm, client } => join(config, trust_domain, wfm, client),
         MargoCommand::Status { json } => status(config, json),
         MargoCommand::Leave { destroy_key } => leave(config, destroy_key),
@@ -56,6 +58,15 @@ pub fn execute(config: Option<&Config>, command: MargoCommand) -> Result<(), Cli
 
 fn other(error: &dyn std::fmt::Display) -> CliError {
     CliError::Other(error.to_string())
+}
+
+/// Nothing is to be done by hand.
+fn enrolled(config: &Config, est: Option<&Est>) -> Result<(), CliError> {
+    if let Some(Est { url, uri, .. }) = est {
+        println!("The running gateway enrols its SVID at   {url}");
+        println!("The SVID will be                         {}", uri.as_deref().unwrap_or_default());
+    }
+    check(config)
 }
 
 fn join(
