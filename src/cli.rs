@@ -34,13 +34,16 @@ use crate::app;
 use crate::config::starter;
 use crate::model::GatewayId;
 
+/// Where the configuration lies when nobody says.
+const DEFAULT_CONFIG: &str = "/etc/fieldgate";
+
 /// Gateway that turns brownfield devices into MQTT, SCADA and Margo citizens.
 #[derive(Debug, Parser)]
 #[command(name = "fieldgate", version, about, propagate_version = true)]
 pub struct Cli {
-    /// Configuration: a directory with fieldgate.toml, or the file itself.
-    #[arg(long, short, global = true, env = "FIELDGATE_CONFIG", default_value = "/etc/fieldgate", value_name = "PATH")]
-    config: PathBuf,
+    /// Configuration: a directory with fieldgate.toml, or the file itself [default: /etc/fieldgate].
+    #[arg(long, short, global = true, env = "FIELDGATE_CONFIG", value_name = "PATH")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -58,9 +61,8 @@ enum Command {
     },
     /// Write a commented starter configuration into a new directory.
     Init {
-        /// Where to write it.
-        #[arg(default_value = ".")]
-        directory: PathBuf,
+        /// Where to write it; where `--config` says, or here, when not given.
+        directory: Option<PathBuf>,
         /// Id of the gateway on its brokers; the machine's name when not given.
         #[arg(long)]
         id: Option<GatewayId>,
@@ -183,12 +185,14 @@ impl CliError {
 impl Cli {
     /// Does what was asked.
     pub fn execute(self) -> Result<(), CliError> {
-        let config = self.config;
+        let named = self.config.filter(|path| !path.as_os_str().is_empty());
+        let config = named.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
         match self.command {
             Command::Run => Ok(app::run(&config)?),
             Command::Check => configuration::check(&config),
             Command::Explain { device } => configuration::explain(&config, device.as_deref()),
             Command::Init { directory, id, link, no_ca } => {
+                let directory = directory.or(named).unwrap_or_else(|| ".".into());
                 configuration::init(&directory, &starter::Options { id, link }, !no_ca)
             }
             Command::Certs { command } => certs::execute(&config, &crate::platform::process::host_id(), command),

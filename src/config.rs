@@ -50,10 +50,6 @@ use reader::{Context, Environment, Reader};
 
 /// Name of the gateway's own file in a configuration directory.
 pub const MAIN_FILE: &str = "fieldgate.toml";
-/// Environment variable that names the configuration when the command line does not.
-pub const PATH_VARIABLE: &str = "FIELDGATE_CONFIG";
-/// Where the configuration lies when nobody says.
-pub const DEFAULT_PATH: &str = "/etc/fieldgate";
 
 /// A configuration that passed every check.
 #[derive(Debug, Clone)]
@@ -71,12 +67,6 @@ pub struct Loaded {
     /// Every file and directory that was read or looked for, sorted: when none of them changes, neither does the
     /// configuration.
     pub files: Vec<PathBuf>,
-}
-
-/// Where the configuration lies: the command line's word, `FIELDGATE_CONFIG`, or `/etc/fieldgate`.
-pub fn default_path(command_line: Option<&Path>) -> PathBuf {
-    let variable = || std::env::var_os(PATH_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-    command_line.map(Path::to_owned).or_else(variable).unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
 /// Loads a configuration directory, or the gateway's file in it.

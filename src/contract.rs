@@ -8,6 +8,7 @@ mod convert;
 mod encoding;
 pub mod json;
 pub mod mend;
+mod stamped;
 pub mod topics;
 pub mod view;
 
@@ -20,3 +21,4 @@ pub mod v1 {
 
 pub use convert::{gap, json_value, point_value, telemetry, timestamp, value_from_json};
 pub use encoding::{ContractMessage, DecodeError, Encoding, with_delivery};
+pub use stamped::Stamped;

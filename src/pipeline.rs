@@ -178,10 +178,13 @@ impl DevicePipeline {
             let Some(value) = self.filters[index].goes_stale(&self.rules[index], now.mono_ns) else { continue };
             self.push(index, value, Quality::Uncertain, Some(Reason::Stale), now, now, &mut full);
         }
-        if self.is_due(now.mono_ns) {
-            full.extend(self.close(now));
-        }
+        full.extend(self.close_due(now));
         full
+    }
+
+    /// The batch that is being filled, if it is to be closed by now.
+    pub fn close_due(&mut self, now: Stamp) -> Option<Batch> {
+        if self.is_due(now.mono_ns) { self.close(now) } else { None }
     }
 
     /// When the batch that is being filled must be closed by [`DevicePipeline::tick`], on the monotonic clock.

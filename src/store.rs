@@ -3,8 +3,9 @@
 //! Promise: a record is *accepted* when [`Store::append`] returns; from then on it survives the death of the process.
 //! After the group commit (5 ms critical, 100 ms bulk, configurable) it survives a power cut. It leaves the log when
 //! every registered consumer has acknowledged it, or when a quota evicts it, and then each consumer that had not got it
-//! receives a [`Gap`](crate::model::Gap) that says how many, when and why. Nothing else removes it: no restart, no
-//! change of broker, topic or encoding, no consumer that is away, no damaged file.
+//! receives a [`Gap`](crate::model::Gap) that says how many, when and why. Or somebody decides that it is erased
+//! ([`Store::erase`]), and tells what went undelivered. Nothing else removes it: no restart, no change of broker, topic or
+//! encoding, no consumer that is away, no damaged file.
 //!
 //! Live data does not wait for the disk: what is appended is in the memory of [`Tail`](log::tail) at once, and a consumer
 //! that falls behind reads the log without noticing. There is no online or offline mode.
@@ -39,9 +40,10 @@ use tokio::sync::watch;
 
 pub use config::{Config, LaneConfig, MIN_QUOTA, OnFull, SyncPolicy};
 pub use consumer::Consumer;
-pub use error::{AppendError, CloseError, Closed, ConsumerError, OpenError};
+pub use error::{AppendError, CloseError, Closed, ConsumerError, EraseError, OpenError};
 #[doc(hidden)]
 pub use fuzz::{fuzz_acks, fuzz_segment};
+pub use log::erase::{Erased, Erasure, IsMeant};
 pub use log::frame::MAX_PAYLOAD;
 pub use state::{Op, StateError, StateStore};
 pub use stats::{ConsumerStats, LaneStats, Stats};
@@ -181,6 +183,17 @@ impl Store {
         let owned = name.to_owned();
         let reply = self.inbox.ask(|reply| Control::Remove { name: owned, reply }).await;
         reply.map_err(|Closed| ConsumerError::Closed(name.to_owned()))?
+    }
+
+    /// Erases records, in memory and on the disk, whatever is held back for them; see [`log::erase`]. What was appended before
+    /// this call is looked at, records that are appended later are not.
+    ///
+    /// # Errors
+    /// The disk refuses; some of it may be done then, and the rest is when it is asked for again.
+    pub async fn erase(&self, erasure: Erasure) -> Result<Erased, EraseError> {
+        self.inbox.drained().await.map_err(|Closed| EraseError::Closed)?;
+        let reply = self.inbox.ask(|reply| Control::Erase { erasure, reply }).await;
+        reply.map_err(|Closed| EraseError::Closed)?.map_err(EraseError::Disk)
     }
 
     /// Figures, renewed about twice a second.

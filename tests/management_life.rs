@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fieldgate::contract::v1;
 use fieldgate::management::core::{Core, Input, Request};
 use fieldgate::management::journal::{MemoryJournal, Shelf};
-use fieldgate::management::lifecycle::{Claim, Finding, Mode, Policy, State};
+use fieldgate::management::lifecycle::{Claim, Finding, Mode, Policy, State, Stored};
 use fieldgate::management::request::{Actor, Ask};
 use fieldgate::model::DeviceId;
 use management_support::*;
@@ -149,6 +149,35 @@ fn decommissioning_erases_until_it_is_done_and_certifies_it_once() {
     assert_eq!(rig.state("pump"), State::Decommissioned, "a file alone does not raise the dead");
     done(&rig.manage("readmit", "pump"));
     assert_eq!(rig.state("pump"), State::Active);
+    rig.check_agreement();
+}
+
+#[test]
+fn stored_values_are_erased_by_policy_after_delivery_or_when_it_takes_too_long() {
+    let mut rig = Rig::new("g", vec![declaration("pump"), declaration("fan")]);
+    rig.seconds(2);
+    rig.plant.waits_for = vec!["cloud".into()];
+    done(&rig.manage("decommission", "pump"));
+    rig.seconds(35);
+    assert_eq!(rig.state("pump"), State::Decommissioning);
+    assert_eq!(rig.onboarding("pump").reason, "stored values are erased when cloud has them");
+    assert_eq!(rig.alarms("erase-failed"), 0, "waiting is no failure");
+    rig.restart();
+    assert_eq!(rig.plant.stored.iter().filter(|s| **s == Stored::AfterDelivery).count(), rig.plant.stored.len());
+    rig.clock.advance(Duration::from_secs(8 * 86_400));
+    rig.seconds(1);
+    assert_eq!((rig.state("pump"), rig.plant.stored.last()), (State::Decommissioned, Some(&Stored::Now)));
+    assert_eq!(rig.events.iter().filter(|e| e.kind == "device-erased" && e.device.is_empty()).count(), 1);
+    // Somebody may ask for it at once.
+    let request = v1::ManagementRequest {
+        correlation_id: "now".into(),
+        action: "decommission".into(),
+        device: "fan".into(),
+        erase_data: true,
+        ..v1::ManagementRequest::default()
+    };
+    done(&rig.request(request));
+    assert_eq!(rig.state("fan"), State::Decommissioned);
     rig.check_agreement();
 }
 

@@ -13,7 +13,7 @@ use fieldgate::management::clock::ClockForm;
 use fieldgate::management::core::{Input, Plan};
 use fieldgate::management::desired::GatewayOverlay;
 use fieldgate::management::journal::MemoryJournal;
-use fieldgate::management::lifecycle::{Claim, Policy};
+use fieldgate::management::lifecycle::{Claim, Erasure, Policy, Stored};
 use fieldgate::management::request::Actor;
 use fieldgate::management::service::{Management, Outlet, World};
 use fieldgate::management::socket::{SocketAnswer, SocketAsk};
@@ -84,9 +84,9 @@ impl World for Outside {
         Ok(())
     }
 
-    async fn erase(&self, _: &DeviceId, _: bool) -> Result<Vec<String>, String> {
+    async fn erase(&self, _: &DeviceId, _: Stored) -> Result<Erasure, String> {
         self.see(|s| s.erased += 1);
-        Ok(vec!["topics".into()])
+        Ok(Erasure::Done(vec!["topics".into()]))
     }
 
     fn clock_form(&self, _: &DeviceId) -> Option<ClockForm> {

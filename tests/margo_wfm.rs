@@ -94,9 +94,11 @@ impl Plant for Site {
         let answer = self.refuse.lock().unwrap().clone().map_or(Ok(()), Err);
         if answer.is_ok() {
             let values: Vec<(String, Value)> = match order.act {
-                Act::Apply(Work::Recipe { values }) => values.into_iter().map(|v| (v.point, v.value)).collect(),
+                Act::Apply { work: Work::Recipe { values }, .. } => {
+                    values.into_iter().map(|v| (v.point, v.value)).collect()
+                }
                 Act::Undo { before, .. } => before.values.into_iter().collect(),
-                Act::Apply(_) => Vec::new(),
+                Act::Apply { .. } => Vec::new(),
             };
             let mut points = self.points.lock().unwrap();
             points.extend(values.into_iter().map(|(point, value)| ((name.clone(), point), value)));
@@ -185,11 +187,7 @@ impl Bench {
             timeout: Duration::from_secs(10),
             polling: Polling { every: Duration::from_secs(1), ..Polling::default() },
             wildcard: Wildcard::One,
-            source: SourceConfig {
-                directory: Some(self.path("artifacts")),
-                cache: self.path("cache"),
-                ..SourceConfig::default()
-            },
+            source: SourceConfig { directory: Some(self.path("artifacts")), ..SourceConfig::default() },
             delegate: Functions { recipe: true, ..Functions::default() },
             gateway: Details { vendor: Some("Acme".into()), ..Details::default() },
             devices: BTreeMap::new(),
@@ -209,7 +207,8 @@ impl Bench {
         let time = BelievedTime::new(clock.clone(), 0);
         let (site, storage, ended) = (self.site.clone(), self.storage.clone(), token.clone());
         let task = tokio::spawn(async move {
-            client::run(Arc::new(config), None, site, storage, clock, time, status, ended).await.unwrap();
+            let member = config.members().remove(0);
+            client::run(Arc::new(config), member, site, storage, clock, time, status, ended).await.unwrap();
         });
         self.running = Some((token, task));
     }

@@ -137,6 +137,16 @@ fn a_backlog_that_was_stored_in_1970_arrives_with_the_right_times() {
     let gateway = clock.start(&setup);
     let account = everything_arrived(&collector, &plant);
     gateway.stop();
+    // What was done to devices in 1970 stands in the audit log with the time at which it really was done.
+    let audit = Command::new(env!("CARGO_BIN_EXE_fieldgate"))
+        .args(["--config", &folder.path().display().to_string(), "audit", "--json", "--last", "1000"])
+        .output()
+        .expect("it starts");
+    let entries: serde_json::Value = serde_json::from_slice(&audit.stdout).expect("JSON");
+    let entries = entries.as_array().expect("a list");
+    assert!(!entries.is_empty() && entries.iter().all(|e| e["mended"] == true), "{entries:?}");
+    let year = |e: &serde_json::Value| e["time"].as_str().and_then(|t| t.get(..4)?.parse::<u32>().ok());
+    assert!(entries.iter().all(|e| year(e) > Some(2020)), "{entries:?}");
     // What had been answered and was not yet accepted when the process was killed is no loss.
     let missing = account.missing(&plant.answers());
     assert!(missing.len() <= 20, "{missing:?}");

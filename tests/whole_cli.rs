@@ -31,7 +31,7 @@ fn from_init_to_values_on_the_screen() {
 
     let folder = temp_dir();
     let config = folder.path().join("my-plant").display().to_string();
-    let made = fieldgate(&["init", &config, "--id", "bench", "--link", &link]);
+    let made = fieldgate(&["--config", &config, "init", "--id", "bench", "--link", &link]);
     assert!(made.status.success(), "{}", errors(&made));
     assert!(text(&made).contains(&format!("fieldgate --config {config} check")), "no next step: {}", text(&made));
     let again = fieldgate(&["init", &config]);

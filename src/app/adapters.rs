@@ -10,7 +10,7 @@ use crate::northbound::{self, LocalClosed, LocalPublisher, RecordSource, SourceC
 use crate::store::{self, Store};
 
 /// Tree of the state store that holds retained messages.
-const RETAINED: &str = "retained";
+pub const RETAINED: &str = "retained";
 
 /// A consumer of the log as a session's source.
 #[derive(Debug)]

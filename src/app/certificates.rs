@@ -24,6 +24,7 @@ use super::health::HealthDesk;
 use super::supervisor::Supervisor;
 use crate::config::{Gateway, PLANT_SLOT, TlsContext};
 use crate::contract::v1::event::Severity;
+use crate::platform::beat;
 use crate::platform::clock::SharedClock;
 use crate::platform::process;
 use crate::security::pki::{Alarm, BelievedTime, Keeper, KeeperEvent, Pki, PkiConfig, PkiError, ServerNames};
@@ -166,7 +167,7 @@ impl PlantReporter {
     }
 
     async fn run(mut self, mut told: mpsc::Receiver<KeeperEvent>, token: CancellationToken) -> Result<(), String> {
-        let mut every = tokio::time::interval(FAILURE_STANDS / 2);
+        let mut every = beat::every(FAILURE_STANDS / 2);
         loop {
             tokio::select! {
                 () = token.cancelled() => return Ok(()),

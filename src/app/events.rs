@@ -1,11 +1,9 @@
 //! Events into the critical lane: what a person may want to know, on the topics `events` and `devices/{d}/events`.
 
-use std::collections::HashMap;
-
 use super::ingest::device_hash;
 use crate::contract::v1::event::Severity;
-use crate::contract::{ContractMessage, Encoding, timestamp, v1};
-use crate::model::{Lane, RecordKind, Uptime};
+use crate::contract::{ContractMessage, Encoding, Stamped, v1};
+use crate::model::{Lane, RecordKind};
 use crate::platform::clock::SharedClock;
 use crate::store::{NewRecord, Store};
 
@@ -25,22 +23,14 @@ impl EventLog {
     /// Appends one event; `device` is empty for the gateway itself. Without a store there is nobody to tell but the log.
     pub async fn report(&self, severity: Severity, kind: &str, device: &str, message: String) {
         let now = self.clock.now();
-        let Uptime { boot, ms: uptime_ms } = self.clock.boot().uptime(now.mono_ns).unless_synchronised(now.trust);
         let event = v1::Event {
             device: device.to_owned(),
-            time: Some(timestamp(now.wall_ms)),
             severity: severity.into(),
             kind: kind.to_owned(),
             message,
-            details: HashMap::new(),
-            seq: 0,
-            historical: false,
-            clock: v1::ClockTrust::from(now.trust).into(),
-            boot,
-            uptime_ms,
-            mended: false,
+            ..v1::Event::default()
         };
-        self.keep(event).await;
+        self.keep(event.stamped(now)).await;
     }
 
     /// Appends an event that somebody made.

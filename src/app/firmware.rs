@@ -43,6 +43,7 @@ use crate::management::firmware::{
 use crate::management::request::Refusal;
 use crate::model::DeviceId;
 use crate::northbound::StateBoard;
+use crate::platform::beat;
 use crate::platform::clock::SharedClock;
 use crate::platform::durable::Disk;
 use crate::security::pki::BelievedTime;
@@ -230,7 +231,7 @@ struct Office {
 impl Office {
     async fn serve(mut self, mut messages: mpsc::Receiver<Message>) -> Result<(), String> {
         let token = self.token.clone();
-        let mut revive = tokio::time::interval(REVIVE_EVERY);
+        let mut revive = beat::every(REVIVE_EVERY);
         loop {
             tokio::select! {
                 () = token.cancelled() => break,

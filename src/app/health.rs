@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::ingest::IngestStats;
@@ -16,6 +15,7 @@ use crate::contract::{timestamp, topics, v1};
 use crate::management::firmware::HealthReport;
 use crate::model::Lane;
 use crate::northbound::{ConsumerHealth, StateBoard};
+use crate::platform::beat;
 use crate::platform::clock::SharedClock;
 use crate::platform::process;
 use crate::southbound::DeviceState;
@@ -153,7 +153,7 @@ impl HealthDesk {
 
     /// Renews the message on the board every 10 s, and within a second after a consumer or the store changed.
     pub async fn run(self, board: StateBoard, token: CancellationToken) -> Result<(), String> {
-        let mut ticks = interval(Duration::from_secs(1));
+        let mut ticks = beat::every(Duration::from_secs(1));
         let mut last: Option<(u64, u64)> = None;
         loop {
             tokio::select! {

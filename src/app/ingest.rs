@@ -4,7 +4,7 @@
 //! samples is the order of its scans. When the store pushes back, this task waits, the queue in front of it fills and the
 //! drivers skip scans (counted as `backpressure`): nothing is dropped in between.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,7 +19,8 @@ use crate::contract::{ContractMessage, Encoding, telemetry};
 use crate::management::desired::{Observed, Watcher};
 use crate::model::{Batch, DeviceId, Lane, RecordKind};
 use crate::pipeline::{DevicePipeline, Input};
-use crate::platform::clock::{Boot, SharedClock};
+use crate::platform::beat;
+use crate::platform::clock::SharedClock;
 use crate::southbound::{Scan, Update};
 use crate::store::{AppendError, MAX_PAYLOAD, NewRecord, Store};
 
@@ -65,8 +66,9 @@ pub struct Ingest {
     watcher: Watcher,
     clock: SharedClock,
     stats: Arc<IngestStats>,
-    /// When the first of the batches being filled is due, on the monotonic clock.
-    due_ns: Option<u64>,
+    /// When batches that are being filled are due, on the monotonic clock. A batch that was full earlier leaves its entry
+    /// behind until then.
+    due: BTreeSet<(u64, DeviceId)>,
 }
 
 impl Ingest {
@@ -82,7 +84,7 @@ impl Ingest {
         stats: Arc<IngestStats>,
     ) -> Self {
         let pipelines = pipelines.into_iter().map(|p| (p.device().id.clone(), p)).collect();
-        Self { pipelines, store, latest, desk, watcher, clock, stats, due_ns: None }
+        Self { pipelines, store, latest, desk, watcher, clock, stats, due: BTreeSet::new() }
     }
 
     /// Runs until `stop` is cancelled, which is done after the drivers have ended; then everything pending is in the log.
@@ -92,7 +94,7 @@ impl Ingest {
         mut control: mpsc::Receiver<Control>,
         stop: CancellationToken,
     ) -> Result<(), String> {
-        let mut stale_at = Instant::now() + STALE;
+        let mut stale_at = beat::after(STALE);
         let mut burst = Vec::with_capacity(BURST);
         loop {
             self.stats.beats.fetch_add(1, Ordering::Relaxed);
@@ -125,8 +127,12 @@ impl Ingest {
                     batches
                 }
                 () = sleep_until(look_at) => {
-                    stale_at = Instant::now() + STALE;
-                    self.tick()
+                    if Instant::now() < stale_at {
+                        self.close_due()
+                    } else {
+                        stale_at = beat::after(STALE);
+                        self.tick()
+                    }
                 }
             };
             self.keep(batches).await?;
@@ -164,18 +170,30 @@ impl Ingest {
         self.watcher.scan(pipeline.device(), observed);
         let inputs = scan.results.into_iter().map(|r| Input { point: r.point, outcome: r.outcome, at: r.at });
         let batches = pipeline.scan(inputs, scan.at);
-        self.due_ns = self.due_ns.into_iter().chain(pipeline.due_ns()).min();
+        self.due.extend(pipeline.due_ns().map(|at| (at, scan.device)));
         batches
     }
 
     fn due_in(&self) -> Option<Duration> {
-        self.due_ns.map(|due| Duration::from_nanos(due.saturating_sub(self.clock.now().mono_ns)))
+        self.due.first().map(|(due, _)| Duration::from_nanos(due.saturating_sub(self.clock.now().mono_ns)))
     }
 
+    /// Closes the batches that are due, and looks at no other device.
+    fn close_due(&mut self) -> Vec<Batch> {
+        let (now, mut batches) = (self.clock.now(), Vec::new());
+        while let Some((_, device)) = self.due.first().filter(|(at, _)| *at <= now.mono_ns) {
+            batches.extend(self.pipelines.get_mut(device).and_then(|p| p.close_due(now)));
+            self.due.pop_first();
+        }
+        batches
+    }
+
+    /// Looks at every device: what is stale, and what is due.
     fn tick(&mut self) -> Vec<Batch> {
         let now = self.clock.now();
         let batches = self.pipelines.values_mut().flat_map(|p| p.tick(now)).collect();
-        self.due_ns = self.pipelines.values().filter_map(DevicePipeline::due_ns).min();
+        let due = self.pipelines.iter().filter_map(|(id, p)| Some((p.due_ns()?, id.clone())));
+        self.due = due.collect();
         batches
     }
 
@@ -198,11 +216,11 @@ impl Ingest {
         if batches.is_empty() {
             return Ok(());
         }
-        let (mut records, boot) = (Vec::with_capacity(batches.len()), self.clock.boot());
+        let mut records = Vec::with_capacity(batches.len());
         for batch in batches {
             self.stats.kept.fetch_add(batch.samples.len() as u64, Ordering::Relaxed);
             let batch = Arc::new(batch);
-            telemetry_records(&batch, boot, &mut records);
+            telemetry_records(&batch, &mut records);
             self.latest.batch(&batch);
         }
         // Not awaited until it is in the log: the store keeps the order, and what a failing disk costs it tells as a gap.
@@ -217,25 +235,25 @@ impl Ingest {
 }
 
 /// One record, or several when the log does not take so large a one: texts of 250 octets in batches of 1,000.
-fn telemetry_records(batch: &Batch, boot: Boot, out: &mut Vec<NewRecord>) {
-    let record = telemetry_record(batch, boot);
+fn telemetry_records(batch: &Batch, out: &mut Vec<NewRecord>) {
+    let record = telemetry_record(batch);
     if record.payload.len() <= MAX_PAYLOAD || batch.samples.len() < 2 {
         return out.push(record);
     }
     let (first, second) = batch.samples.split_at(batch.samples.len() / 2);
     for half in [first, second] {
-        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, boot, out);
+        telemetry_records(&Batch { samples: half.to_vec(), ..batch.clone() }, out);
     }
 }
 
-fn telemetry_record(batch: &Batch, boot: Boot) -> NewRecord {
+fn telemetry_record(batch: &Batch) -> NewRecord {
     NewRecord {
         lane: Lane::Bulk,
         kind: RecordKind::Telemetry,
         device: device_hash(batch.device.as_str()),
         ts_ms: batch.at.wall_ms,
         count: batch.samples.len().min(usize::from(u16::MAX)) as u16,
-        payload: telemetry(batch, boot.uptime(batch.at.mono_ns)).encode_as(Encoding::Protobuf),
+        payload: telemetry(batch).encode_as(Encoding::Protobuf),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use crate::model::{Batch, Device, DeviceId, PointId, Sample};
 use crate::southbound::{DeviceState, DeviceStats, Identity};
@@ -33,11 +33,13 @@ pub struct DeviceView {
 pub struct Latest {
     devices: Arc<RwLock<BTreeMap<DeviceId, DeviceView>>>,
     tail: broadcast::Sender<Arc<Batch>>,
+    /// Counts up when another device is there, or one is in another state or says something else of itself.
+    changes: watch::Sender<u64>,
 }
 
 impl Default for Latest {
     fn default() -> Self {
-        Self { devices: Arc::default(), tail: broadcast::channel(TAIL_DEPTH).0 }
+        Self { devices: Arc::default(), tail: broadcast::channel(TAIL_DEPTH).0, changes: watch::Sender::new(0) }
     }
 }
 
@@ -53,6 +55,8 @@ impl Latest {
             };
             table.insert(device.id.clone(), view);
         }
+        drop(table);
+        self.changed();
     }
 
     /// Remembers a batch and hands it to everyone who tails.
@@ -72,17 +76,24 @@ impl Latest {
 
     /// Remembers a device's link state; returns the one before if it was another.
     pub fn state(&self, device: &DeviceId, state: DeviceState, stats: DeviceStats) -> Option<DeviceState> {
-        self.with(device, |view| {
+        let before = self.with(device, |view| {
             view.stats = stats;
             let before = std::mem::replace(&mut view.state, state);
             (before.as_str() != view.state.as_str()).then_some(before)
-        })
-        .flatten()
+        });
+        before.flatten().inspect(|_| self.changed())
     }
 
     /// Remembers what a device says of itself.
     pub fn identity(&self, device: &DeviceId, identity: Identity) {
-        self.with(device, |view| view.identity = identity);
+        let is_new = |view: &mut DeviceView| {
+            let is_new = view.identity != identity;
+            view.identity = identity;
+            is_new
+        };
+        if self.with(device, is_new) == Some(true) {
+            self.changed();
+        }
     }
 
     /// Looks at all devices, in the order of their ids.
@@ -93,6 +104,16 @@ impl Latest {
     /// New batches from now on.
     pub fn tail(&self) -> broadcast::Receiver<Arc<Batch>> {
         self.tail.subscribe()
+    }
+
+    /// Counts up when another device is there, or one is in another state or says something else of itself; values do not
+    /// count.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
     fn with<T>(&self, device: &DeviceId, change: impl FnOnce(&mut DeviceView) -> T) -> Option<T> {

@@ -13,6 +13,7 @@
 
 mod credentials;
 mod declare;
+mod erase;
 mod fleet;
 mod in_force;
 mod journal;
@@ -83,6 +84,8 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
         policy: Policy {
             auto_approve_declared: section.approve_declared,
             rules: section.approve.clone(),
+            stored: section.stored,
+            deliver_within_ms: section.deliver_within.as_millis() as i64,
             ..Policy::default()
         },
         roles: section.roles.clone(),
@@ -92,6 +95,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
     let outlet = outlet::Topics { board, events, store: store.clone(), clock: clock.clone() };
     let credentials = credentials::Credentials { config: pki_config(&loaded.gateway), clock: clock.clone() };
     let world = world::Plant {
+        root: loaded.gateway.identity.root.clone(),
         fleet,
         store: store.clone(),
         watcher: watcher.clone(),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
+use crate::platform::beat;
 use crate::platform::clock::{ClockBook, SharedClock};
 
 /// How often the clock is looked at.
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Runs until `token` is cancelled. A disk that refuses the note is tried again with the next change; until then the note
 /// is known to this process only.
 pub async fn run(settings: Arc<ClockBook>, clock: SharedClock, token: CancellationToken) -> Result<(), String> {
-    let mut ticks = interval(EVERY);
+    let mut ticks = beat::every(EVERY);
     loop {
         tokio::select! {
             () = token.cancelled() => return Ok(()),

@@ -153,10 +153,6 @@ impl Gateway {
         };
         let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
         let answers = AnswersToLog { store: store.clone(), clock: clock.clone(), results: results.clone() };
-        #[cfg(feature = "margo")]
-        let answers = margo::HeardAnswers::new(answers);
-        #[cfg(feature = "margo")]
-        let heard = answers.listener();
         let ledger = LedgerInState(store.clone());
         let started =
             CommandService::start(limits, BTreeMap::new(), writer.clone(), ledger, answers, clock.clone()).await;
@@ -219,18 +215,17 @@ impl Gateway {
         certificates.start(&mut supervisor, &events, &health);
         #[cfg(feature = "margo")]
         if let Some(config) = &loaded.gateway.margo {
-            let plant = margo::GatewayPlant {
+            let ground = margo::Ground {
                 management: management.clone(),
                 latest: latest.clone(),
                 commands: command_service.clone(),
-                answers: heard,
+                answers: results.clone(),
                 events: events.clone(),
                 fleet: fleet.clone(),
                 desk: firmware_desk.clone(),
                 store: store.clone(),
-                cache: config.source.cache.clone(),
             };
-            margo::start(&mut supervisor, config, plant, &store, &clock, &tls.time);
+            margo::start(&mut supervisor, config, &ground, &clock, &tls.time);
         }
         supervisor.spawn("health", health.clone().run(board.clone(), token.clone()));
         supervisor.spawn("watchdog", watchdog::run(stats, store.clone(), token.clone()));

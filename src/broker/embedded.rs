@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +22,7 @@ use super::{
     Acl, BrokerStats, Config, Identity, Inbound, Limits, Publication, RetainedChange, RetainedStore,
     RetainedStoreError, User, probe, topic,
 };
+use crate::platform::beat;
 use crate::platform::clock::SharedClock;
 use crate::security::PasswordHash;
 
@@ -331,8 +332,7 @@ async fn restore(hub: &mut Hub, store: &impl RetainedStore, clock: &SharedClock)
 
 /// Tells the hub the time and writes retained messages, until the broker stops and once more then.
 async fn keep_time(shared: Arc<Shared>, store: impl RetainedStore, snapshot_interval: Duration) {
-    let mut tick = interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = beat::every(TICK);
     let mut next_snapshot = shared.now() + millis(snapshot_interval);
     loop {
         tokio::select! {

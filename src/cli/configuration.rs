@@ -16,8 +16,7 @@ use crate::southbound::explain;
 /// `fieldgate check`
 pub fn check(path: &Path) -> Result<(), CliError> {
     let loaded = config::load(path)?;
-    print!("{}", Summary(&loaded));
-    println!("the configuration is in order");
+    println!("{}", Summary(&loaded));
     Ok(())
 }
 

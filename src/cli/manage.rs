@@ -15,6 +15,7 @@ use crate::admin::{Answer, Request};
 use crate::contract::{json_value, v1};
 use crate::management::socket::{SocketAnswer, SocketAsk};
 use crate::model::Value;
+use crate::platform::clock::ClockBook;
 
 /// Which devices, and why.
 #[derive(Debug, Args)]
@@ -113,6 +114,9 @@ pub enum OnboardCommand {
     Decommission {
         #[command(flatten)]
         on: On,
+        /// Erase stored values at once, whatever the policy says, also those that somebody still waits for.
+        #[arg(long)]
+        erase_data: bool,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
@@ -244,9 +248,11 @@ pub async fn onboard(data_dir: &Path, command: OnboardCommand) -> Result<(), Cli
         C::Replace(on) => return act(data_dir, "replace", on).await,
         C::Cancel(on) => return act(data_dir, "cancel", on).await,
         C::Readmit(on) => return act(data_dir, "readmit", on).await,
-        C::Decommission { on, yes } => {
+        C::Decommission { on, erase_data, yes } => {
             confirm(yes, &format!("End the life of {} here? This cannot be undone", on.devices))?;
-            return act(data_dir, "decommission", on).await;
+            let json = on.json;
+            let request = v1::ManagementRequest { erase_data, ..request_on("decommission", on) };
+            return report(&manage(data_dir, SocketAsk::Manage(Box::new(request))).await?, json);
         }
     };
     let result = manage(data_dir, SocketAsk::Manage(Box::new(request))).await?;
@@ -260,16 +266,20 @@ pub async fn onboard(data_dir: &Path, command: OnboardCommand) -> Result<(), Cli
 
 /// An action on devices: `approve`, `reject` and those of `onboard`.
 pub async fn act(data_dir: &Path, action: &str, on: On) -> Result<(), CliError> {
-    let On { devices, reason, fingerprint, profile, json } = on;
-    let request = v1::ManagementRequest {
+    let json = on.json;
+    report(&manage(data_dir, SocketAsk::Manage(Box::new(request_on(action, on)))).await?, json)
+}
+
+fn request_on(action: &str, on: On) -> v1::ManagementRequest {
+    let On { devices, reason, fingerprint, profile, .. } = on;
+    v1::ManagementRequest {
         action: action.to_owned(),
         device: devices,
         reason,
         fingerprint,
         profile,
         ..Default::default()
-    };
-    report(&manage(data_dir, SocketAsk::Manage(Box::new(request))).await?, json)
+    }
 }
 
 async fn list(data_dir: &Path, all: bool, json: bool) -> Result<(), CliError> {
@@ -412,7 +422,8 @@ fn typed(text: &str) -> Value {
 pub fn audit(data_dir: &Path, args: &AuditArgs) -> Result<(), CliError> {
     let mut entries = std::collections::VecDeque::new();
     let object = args.device.as_ref().map(|d| format!("devices/{d}"));
-    crate::store::export::audit(&data_dir.join("store"), |entry| {
+    let settings = ClockBook::open(data_dir);
+    crate::store::export::audit(&data_dir.join("store"), &settings, |entry| {
         let named = |o: &String| entry.object == *o || entry.object.strip_prefix(o).is_some_and(|r| r.starts_with('/'));
         let wanted = object.as_ref().is_none_or(named) && args.actor.as_ref().is_none_or(|a| entry.actor.contains(a));
         // An entry that a crash let be written twice has the same id both times.

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use super::Loaded;
 use super::checked::{Device, SyncMode};
 use super::units::{format_duration, format_size};
-use super::{Loaded, Severity};
 use crate::model::Access;
 use crate::northbound::ConsumerKind;
 
@@ -55,16 +55,17 @@ impl fmt::Display for Summary<'_> {
         }
         writeln!(
             f,
-            "{} devices ({} switched off), {} points, {:.1} values/s",
+            "devices: {} ({} more switched off), points: {}, values/s: {:.1}",
             devices.len(),
             disabled.len(),
             points(devices),
             values_per_second(devices)
         )?;
         devices.iter().try_for_each(|device| line(f, device))?;
-        match warnings.iter().filter(|w| w.severity == Severity::Warning).count() {
-            0 => f.write_str("in order"),
-            n => write!(f, "in order, {n} warnings"),
+        warnings.iter().try_for_each(|warning| writeln!(f, "{warning}"))?;
+        match warnings.len() {
+            0 => f.write_str("the configuration is in order"),
+            n => write!(f, "the configuration is in order; warnings: {n}"),
         }
     }
 }
@@ -107,7 +108,7 @@ mod tests {
             "gateway g",
             "store up to 1 GiB",
             "mqtt://127.0.0.1:1883",
-            "1 devices (1 switched off), 3 points, 7.0 values/s",
+            "devices: 1 (1 more switched off), points: 3, values/s: 7.0",
             "plc-1  tcp://127.0.0.1:5020 unit 1",
             "in order",
         ] {

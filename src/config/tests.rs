@@ -299,6 +299,8 @@ fn listeners_that_would_let_everyone_in_are_refused() {
     assert!(refused(&listener(""), &[]).contains("nobody could log in"));
     let open = loaded(&listener("[[broker.user]]\nname = \"u\"\npassword = \"secret\"\n"), &[]);
     assert!(open.warnings.iter().any(|w| w.text.contains("without TLS")), "{:?}", open.warnings);
+    let shown = summary::Summary(&open).to_string();
+    assert!(shown.contains("without TLS") && shown.ends_with("warnings: 2"), "{shown}");
     assert!(open.warnings.iter().any(|w| w.key == "broker.user[1].password" && w.text.contains("everyone may read")));
     assert!(
         refused(&format!("{MAIN}[[broker.user]]\nname = \"u\"\npassword_hash = \"plain\""), &[])

@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 
+use crate::platform::beat;
+
 /// Time between polls.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// A file of this age or younger is read although its time and size are as before: file systems have coarse clocks.
@@ -29,19 +31,18 @@ struct Mark {
 
 /// What all files of a configuration look like. Equal when their contents are.
 #[derive(Debug, Clone, Default)]
-pub struct Marks(BTreeMap<PathBuf, Mark>);
+pub struct Marks(BTreeMap<Arc<Path>, Mark>);
 
 impl PartialEq for Marks {
     fn eq(&self, other: &Self) -> bool {
-        let content =
-            |marks: &Self| marks.0.iter().map(|(path, mark)| (path.clone(), mark.size, mark.hash)).collect::<Vec<_>>();
-        content(self) == content(other)
+        let content = |(path, mark): (&Arc<Path>, &Mark)| (path.clone(), mark.size, mark.hash);
+        self.0.iter().map(content).eq(other.0.iter().map(content))
     }
 }
 
 impl Marks {
     /// Looks at every file; one whose time and size are those in `before` is not read again.
-    pub fn take(files: &[PathBuf], before: &Marks) -> Self {
+    pub fn take(files: &[Arc<Path>], before: &Marks) -> Self {
         Self(files.iter().map(|file| (file.clone(), mark(file, before.0.get(file)))).collect())
     }
 }
@@ -80,34 +81,34 @@ fn names_hash(dir: &Path) -> Option<u32> {
 /// Decides when a change counts. Pure: it is given what the files look like.
 #[derive(Debug)]
 pub struct Debounce {
-    applied: Marks,
-    seen: Option<Marks>,
+    applied: Arc<Marks>,
+    seen: Option<Arc<Marks>>,
 }
 
 impl Debounce {
     /// Starts from what is in force.
     pub fn new(applied: Marks) -> Self {
-        Self { applied, seen: None }
+        Self { applied: applied.into(), seen: None }
     }
 
     /// Takes a poll. `true` once per change, when two polls in a row saw the same: then the files are to be loaded, and
     /// count as applied whether the load succeeds or not (a bad file is not tried again until it changes).
     pub fn observe(&mut self, current: Marks) -> bool {
-        if current == self.applied {
+        if current == *self.applied {
             self.seen = None;
             return false;
         }
-        if self.seen.as_ref() == Some(&current) {
-            self.applied = current;
+        if self.seen.as_deref() == Some(&current) {
+            self.applied = current.into();
             self.seen = None;
             return true;
         }
-        self.seen = Some(current);
+        self.seen = Some(current.into());
         false
     }
 
     /// The newest poll: what need not be read again when time and size are the same.
-    fn latest(&self) -> &Marks {
+    fn latest(&self) -> &Arc<Marks> {
         self.seen.as_ref().unwrap_or(&self.applied)
     }
 }
@@ -126,7 +127,7 @@ impl Trigger {
 /// Watches the files of one configuration.
 #[derive(Debug)]
 pub struct Watcher {
-    files: Vec<PathBuf>,
+    files: Arc<[Arc<Path>]>,
     core: Debounce,
     trigger: Trigger,
     every: Duration,
@@ -135,6 +136,7 @@ pub struct Watcher {
 impl Watcher {
     /// Watches `files` (see `Loaded::files`) as they are now, polling at `every` ([`POLL_INTERVAL`]).
     pub fn new(files: Vec<PathBuf>, every: Duration) -> Self {
+        let files = shared(files);
         let core = Debounce::new(Marks::take(&files, &Marks::default()));
         Self { files, core, trigger: Trigger(Arc::new(Notify::new())), every }
     }
@@ -146,6 +148,7 @@ impl Watcher {
 
     /// Watches other files from now on: after a load that succeeded.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
+        let files = shared(files);
         if files != self.files {
             self.core = Debounce::new(Marks::take(&files, self.core.latest()));
             self.files = files;
@@ -157,7 +160,7 @@ impl Watcher {
         loop {
             let fired = tokio::select! {
                 () = self.trigger.0.notified() => true,
-                () = tokio::time::sleep(self.every) => false,
+                () = tokio::time::sleep_until(beat::after(self.every)) => false,
             };
             let (files, before) = (self.files.clone(), self.core.latest().clone());
             let Ok(current) = tokio::task::spawn_blocking(move || Marks::take(&files, &before)).await else { continue };
@@ -172,6 +175,10 @@ impl Watcher {
     }
 }
 
+fn shared(files: Vec<PathBuf>) -> Arc<[Arc<Path>]> {
+    files.into_iter().map(Arc::from).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -180,7 +187,7 @@ mod tests {
 
     fn marks(of: &[(&str, u32)]) -> Marks {
         let mark = |hash| Mark { modified: None, size: 1, hash: Some(hash) };
-        Marks(of.iter().map(|(path, hash)| (PathBuf::from(path), mark(*hash))).collect())
+        Marks(of.iter().map(|(path, hash)| (Arc::from(Path::new(path)), mark(*hash))).collect())
     }
 
     #[test]
@@ -195,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.toml");
         fs::write(&file, "1").unwrap();
-        let files = [file.clone(), dir.path().to_owned(), dir.path().join("missing")];
+        let files = shared(vec![file.clone(), dir.path().to_owned(), dir.path().join("missing")]);
         let first = Marks::take(&files, &Marks::default());
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();

@@ -87,10 +87,10 @@ pub fn point_value(sample: &Sample, batch_at: Stamp) -> v1::PointValue {
     }
 }
 
-/// A batch without `seq` and `historical`, the form that the log keeps. `uptime` is that of the batch's time; it is kept
-/// where the clock may turn out to be wrong.
-pub fn telemetry(batch: &Batch, uptime: Uptime) -> v1::Telemetry {
-    let Uptime { boot, ms } = uptime.unless_synchronised(batch.at.trust);
+/// A batch without `seq` and `historical`, the form that the log keeps. The uptime of its time is kept where the clock may
+/// turn out to be wrong.
+pub fn telemetry(batch: &Batch) -> v1::Telemetry {
+    let Uptime { boot, ms } = batch.at.uptime.unless_synchronised(batch.at.trust);
     v1::Telemetry {
         device: batch.device.as_str().to_owned(),
         time: Some(timestamp(batch.at.wall_ms)),
@@ -126,7 +126,12 @@ mod tests {
     use crate::model::{DeviceId, PointId, Reason};
 
     fn batch() -> Batch {
-        let at = Stamp { wall_ms: 1_763_812_800_123, mono_ns: 5, trust: ClockTrust::Synchronised };
+        let at = Stamp {
+            wall_ms: 1_763_812_800_123,
+            mono_ns: 5,
+            uptime: Default::default(),
+            trust: ClockTrust::Synchronised,
+        };
         let sample = |name: &str, value, quality, reason| Sample {
             point: PointId::new(name).unwrap(),
             value,
@@ -148,8 +153,7 @@ mod tests {
 
     #[test]
     fn json_is_what_the_documentation_shows() {
-        let json =
-            String::from_utf8(telemetry(&batch(), Uptime::default()).encode_as(Encoding::Json).to_vec()).unwrap();
+        let json = String::from_utf8(telemetry(&batch()).encode_as(Encoding::Json).to_vec()).unwrap();
         assert_eq!(
             json,
             r#"{"device":"pump","time":"2025-11-22T12:00:00.123+00:00","points":[{"name":"level","value":21.3,"quality":"GOOD"},{"name":"count","value":"18446744073709551615","quality":"GOOD"},{"name":"run","value":false,"quality":"GOOD"},{"name":"flow","quality":"BAD","reason":"timeout"}],"clock":"SYNCHRONISED"}"#
@@ -158,7 +162,7 @@ mod tests {
 
     #[test]
     fn delivery_fields_append_to_the_stored_form() {
-        let stored = telemetry(&batch(), Uptime::default());
+        let stored = telemetry(&batch());
         let sent = with_delivery(&stored.encode_as(Encoding::Protobuf), 77, true);
         let back = v1::Telemetry::decode_as(Encoding::Protobuf, &sent).unwrap();
         assert_eq!(back, v1::Telemetry { seq: 77, historical: true, ..stored });
@@ -166,7 +170,12 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_within_a_batch_does_not_tear_it_apart() {
-        let at = |wall_ms, mono_s: u64| Stamp { wall_ms, mono_ns: mono_s * 1_000_000_000, trust: ClockTrust::Holdover };
+        let at = |wall_ms, mono_s: u64| Stamp {
+            wall_ms,
+            mono_ns: mono_s * 1_000_000_000,
+            uptime: Default::default(),
+            trust: ClockTrust::Holdover,
+        };
         let noon = at(1_763_812_800_000, 100);
         assert_eq!(wall_as_of(at(40_000, 98), noon), noon.wall_ms - 2_000);
         assert_eq!(wall_as_of(at(noon.wall_ms + 3_600_000, 99), noon), noon.wall_ms - 1_000);
@@ -175,11 +184,11 @@ mod tests {
 
     #[test]
     fn uptime_is_kept_where_the_clock_may_be_wrong() {
-        let uptime = Uptime { boot: 9, ms: 77 };
         let mut batch = batch();
-        assert_eq!(telemetry(&batch, uptime).boot, 0);
+        batch.at.uptime = Uptime { boot: 9, ms: 77 };
+        assert_eq!(telemetry(&batch).boot, 0);
         batch.at.trust = ClockTrust::Holdover;
-        let kept = telemetry(&batch, uptime);
+        let kept = telemetry(&batch);
         assert_eq!((kept.boot, kept.uptime_ms, kept.mended), (9, 77, false));
     }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
+use super::stamped::{Stamped, trust};
 use super::v1;
 use super::view::TelemetryView;
 use crate::model::{ClockTrust, Correction, Record, RecordKind, Uptime};
@@ -11,12 +12,15 @@ use crate::model::{ClockTrust, Correction, Record, RecordKind, Uptime};
 /// `None`: not at all.
 pub type Correct<'a> = &'a dyn Fn(Uptime, i64, ClockTrust) -> Option<Correction>;
 
-/// The record with corrected times, if any of them is to be changed. Only telemetry and events carry what that needs.
+/// The record with corrected times, if any of them is to be changed. Gaps carry nothing that would allow it.
 pub fn mend(record: &Record, by: Correct<'_>) -> Option<Record> {
     let (payload, shift_ms) = match record.kind {
         RecordKind::Telemetry => telemetry(&record.payload, by)?,
-        RecordKind::Event => event(&record.payload, by)?,
-        _ => return None,
+        RecordKind::Event => other::<v1::Event>(&record.payload, by)?,
+        RecordKind::CommandResult => other::<v1::CommandResult>(&record.payload, by)?,
+        RecordKind::ManagementResult => other::<v1::ManagementResult>(&record.payload, by)?,
+        RecordKind::Audit => other::<v1::AuditEntry>(&record.payload, by)?,
+        RecordKind::Gap | RecordKind::Journal | RecordKind::Erased => return None,
     };
     Some(Record { payload, ts_ms: record.ts_ms.saturating_add(shift_ms), ..record.clone() })
 }
@@ -34,22 +38,13 @@ fn telemetry(payload: &Bytes, by: Correct<'_>) -> Option<(Bytes, i64)> {
     Some((message.encode_to_vec().into(), shift_ms))
 }
 
-fn event(payload: &Bytes, by: Correct<'_>) -> Option<(Bytes, i64)> {
-    let mut message = v1::Event::decode(payload.as_ref()).ok().filter(|event| event.boot != 0 && !event.mended)?;
-    let time = message.time.as_ref()?;
-    let wall_ms = time.seconds.checked_mul(1_000)?.checked_add(i64::from(time.nanos) / 1_000_000)?;
-    let uptime = Uptime { boot: message.boot, ms: message.uptime_ms };
-    let Correction { shift_ms, trust } = by(uptime, wall_ms, trust(message.clock)?)?;
-    shift(&mut message.time, shift_ms);
-    (message.clock, message.mended) = (v1::ClockTrust::from(trust).into(), true);
+fn other<M: Stamped + Message + Default>(payload: &Bytes, by: Correct<'_>) -> Option<(Bytes, i64)> {
+    let mut message = M::decode(payload.as_ref()).ok()?;
+    let shift_ms = message.mend(by)?;
     Some((message.encode_to_vec().into(), shift_ms))
 }
 
-fn trust(number: i32) -> Option<ClockTrust> {
-    ClockTrust::ALL.into_iter().find(|trust| i32::from(v1::ClockTrust::from(*trust)) == number)
-}
-
-fn shift(time: &mut Option<pbjson_types::Timestamp>, by_ms: i64) {
+pub(super) fn shift(time: &mut Option<pbjson_types::Timestamp>, by_ms: i64) {
     if let Some(time) = time {
         let nanos = i64::from(time.nanos) + by_ms.rem_euclid(1_000) * 1_000_000;
         time.seconds = time.seconds.saturating_add(by_ms.div_euclid(1_000)).saturating_add(nanos / 1_000_000_000);
@@ -61,7 +56,7 @@ fn shift(time: &mut Option<pbjson_types::Timestamp>, by_ms: i64) {
 mod tests {
     use super::*;
     use crate::contract::timestamp;
-    use crate::model::Lane;
+    use crate::model::{Lane, Stamp};
 
     fn mend_by(record: &Record, shift_ms: i64) -> Option<Record> {
         mend(record, &|uptime, wall_ms, trust| {
@@ -108,9 +103,22 @@ mod tests {
         };
         let mended = mend_by(&record(RecordKind::Event, &event), 60_000).unwrap();
         assert_eq!(v1::Event::decode(mended.payload.as_ref()).unwrap().time, Some(timestamp(61_500)));
+        let at = Stamp {
+            wall_ms: 1_500,
+            mono_ns: 0,
+            uptime: Uptime { boot: 3, ms: 1_500 },
+            trust: ClockTrust::Unsynchronised,
+        };
+        let entry = record(RecordKind::Audit, &v1::AuditEntry::default().stamped(at));
+        let result = record(RecordKind::CommandResult, &v1::CommandResult::default().stamped(at));
+        let answer = record(RecordKind::ManagementResult, &v1::ManagementResult::default().stamped(at));
+        for stored in [entry, result, answer] {
+            let mended = mend_by(&stored, 60_000).unwrap();
+            assert_eq!(mended.ts_ms, 61_500);
+            assert_eq!(mend_by(&mended, 1), None, "once is enough");
+        }
         let event = v1::Event { boot: 0, ..event };
         assert_eq!(mend_by(&record(RecordKind::Event, &event), 1), None);
-        assert_eq!(mend_by(&record(RecordKind::Audit, &event), 1), None);
         let damaged = Record { payload: vec![0xff; 9].into(), ..record(RecordKind::Telemetry, &event) };
         assert_eq!(mend_by(&damaged, 1), None);
     }

@@ -1,6 +1,6 @@
 //! Entries of the audit log: who did what, from where, and how it ended.
 
-use crate::contract::{timestamp, v1};
+use crate::contract::{Stamped, v1};
 use crate::model::Stamp;
 
 /// Longest text of one field, in characters: a sender must not fill the log with one entry.
@@ -29,7 +29,6 @@ pub struct Deed<'a> {
 /// Makes an entry.
 pub fn entry(at: Stamp, deed: &Deed<'_>) -> v1::AuditEntry {
     v1::AuditEntry {
-        time: Some(timestamp(at.wall_ms)),
         actor: printable(deed.actor),
         action: printable(deed.action),
         object: printable(deed.object),
@@ -38,6 +37,7 @@ pub fn entry(at: Stamp, deed: &Deed<'_>) -> v1::AuditEntry {
         correlation_id: printable(deed.correlation_id),
         ..v1::AuditEntry::default()
     }
+    .stamped(at)
 }
 
 /// A text without control characters, at most [`MAX_FIELD`] long.

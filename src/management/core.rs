@@ -22,7 +22,7 @@ use super::request::{Actor, Ask, Refusal, is_correlation_id};
 use super::roles::{Right, Role, Roles};
 use super::step::{AuditNote, Cause, Effect, Step};
 use super::transfer::Transfers;
-use crate::contract::{timestamp, v1};
+use crate::contract::{Stamped, v1};
 use crate::model::{DeviceId, GatewayId, Stamp};
 pub use answers::Answer;
 use answers::Answers;
@@ -556,9 +556,9 @@ fn result(now: Stamp, ask: &Ask, cause: &Cause, done: Result<Done, Refusal>) -> 
         correlation_id: cause.correlation_id.clone(),
         action: ask.action().chars().take(64).collect(),
         device: ask.device().map_or_else(String::new, |d| d.as_str().to_owned()),
-        time: Some(timestamp(now.wall_ms)),
         ..v1::ManagementResult::default()
-    };
+    }
+    .stamped(now);
     match done {
         Ok(done) => v1::ManagementResult {
             outcome: v1::management_result::Outcome::Done.into(),

@@ -31,4 +31,4 @@ pub use scan::{Finding, ScanError, ScanRequest};
 pub use states::{Action, Event, Guard, State, TABLE};
 pub use token::{Issued, Token};
 pub(super) use token::{hex, random, same_secret, sha256_hex};
-pub use types::{Approval, Declaration, Details, Follow, Mode, Outcome, Planned, Policy};
+pub use types::{Approval, Declaration, Details, Erasure, Follow, Mode, Outcome, Planned, Policy, Stored};

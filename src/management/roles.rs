@@ -256,7 +256,12 @@ mod tests {
     use crate::model::ClockTrust;
 
     fn at(seconds: u64) -> Stamp {
-        Stamp { wall_ms: 0, mono_ns: seconds * 1_000_000_000, trust: ClockTrust::Synchronised }
+        Stamp {
+            wall_ms: 0,
+            mono_ns: seconds * 1_000_000_000,
+            uptime: Default::default(),
+            trust: ClockTrust::Synchronised,
+        }
     }
 
     #[test]

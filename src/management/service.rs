@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::clock::ClockForm;
@@ -24,7 +24,7 @@ use super::command::Receipt;
 use super::core::{Core, Input, Plan, Request, Settings};
 use super::desired::{GatewayOverlay, Watcher};
 use super::journal::{Journal, JournalError};
-use super::lifecycle::Claim;
+use super::lifecycle::{Claim, Erasure, Stored};
 use super::request::{Actor, Ask, Refusal, is_correlation_id};
 use super::step::Shown;
 use crate::contract::v1;
@@ -57,8 +57,9 @@ pub trait World: Send + Sync + 'static {
     /// Takes its credentials back.
     fn revoke(&self, device: &DeviceId) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// Removes retained topics, credentials and, with `data`, stored telemetry. Gives what was removed, for the certificate.
-    fn erase(&self, device: &DeviceId, data: bool) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+    /// Waits until the device does not run any more, takes its credentials back, and removes what is kept of it, its values
+    /// in the store as `stored` says.
+    fn erase(&self, device: &DeviceId, stored: Stored) -> impl Future<Output = Result<Erasure, String>> + Send;
 
     /// How a device holds its clock.
     fn clock_form(&self, device: &DeviceId) -> Option<ClockForm>;
@@ -110,6 +111,7 @@ enum Message {
 #[derive(Debug, Clone)]
 pub struct Management {
     messages: mpsc::Sender<Message>,
+    changes: watch::Receiver<u64>,
 }
 
 impl Management {
@@ -128,7 +130,8 @@ impl Management {
         let core = Core::load(&journal.load().await?, settings.clone(), watcher.clone())?;
         let (messages, inbox) = mpsc::channel(QUEUE);
         let task = run::Task::new(core, settings, journal, Arc::new(world), Arc::new(outlet), watcher, clock);
-        Ok((Self { messages }, tokio::spawn(task.run(inbox))))
+        let changes = task.changes();
+        Ok((Self { messages, changes }, tokio::spawn(task.run(inbox))))
     }
 
     /// A message of a client on a topic relative to the root. `false` when the topic is none of management's.
@@ -207,6 +210,11 @@ impl Management {
     /// [`Stopped`].
     pub async fn arm_claim_code(&self, hash: String) -> Result<(), Stopped> {
         self.messages.send(Message::Arm(hash)).await.map_err(|_| Stopped)
+    }
+
+    /// Counts up when something of the registry, of configurations or of the plan changed, for whoever then looks.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
     }
 
     /// Looks into the core, for lists and tables.

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{Change, Shelf, record};
-use crate::contract::{timestamp, v1};
-use crate::model::{DeviceId, Stamp};
+use crate::contract::{Stamped, v1};
+use crate::model::{DeviceId, Stamp, Uptime};
 
 /// A retained message, or its removal.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,12 +47,12 @@ pub enum Effect {
     },
     /// Take back the credentials of a device.
     Revoke(DeviceId),
-    /// Remove what is kept of a device.
+    /// Take its credentials back and remove what is kept of a device.
     Erase {
         /// The device.
         device: DeviceId,
-        /// Also its telemetry in the store, not only topics, credentials and configuration.
-        data: bool,
+        /// What becomes of its values in the store.
+        stored: super::lifecycle::Stored,
     },
     /// Read the clock of a device.
     ReadClock(DeviceId),
@@ -69,6 +69,15 @@ pub enum Effect {
 pub struct AuditNote {
     /// Milliseconds since 1970.
     pub at_ms: i64,
+    /// Trust in that, as messages number it.
+    #[serde(default)]
+    pub clock: i32,
+    /// Boot of the machine and its uptime then, which mend the time of a clock that was not set.
+    #[serde(default)]
+    pub boot: u32,
+    /// See `boot`.
+    #[serde(default)]
+    pub uptime_ms: u64,
     /// Who.
     pub actor: String,
     /// From where, such as an address.
@@ -91,17 +100,17 @@ impl AuditNote {
     pub fn message(&self, id: &str) -> v1::AuditEntry {
         let from = (!self.from.is_empty()).then(|| format!("from {}", self.from));
         let detail = [from.as_deref(), Some(self.detail.as_str())];
-        v1::AuditEntry {
-            time: Some(timestamp(self.at_ms)),
+        let entry = v1::AuditEntry {
             actor: self.actor.clone(),
             action: self.action.clone(),
             object: self.object.clone(),
             detail: detail.into_iter().flatten().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("; "),
             outcome: self.outcome.clone(),
             correlation_id: self.correlation_id.clone(),
-            seq: 0,
             id: id.to_owned(),
-        }
+            ..v1::AuditEntry::default()
+        };
+        entry.at(self.at_ms, self.clock, Uptime { boot: self.boot, ms: self.uptime_ms })
     }
 }
 
@@ -183,8 +192,12 @@ impl Step {
 
     /// Writes down who did what.
     pub fn audit(&mut self, now: Stamp, cause: &Cause, action: &str, object: String, detail: String, outcome: &str) {
+        let uptime = now.uptime.unless_synchronised(now.trust);
         self.notes.push(AuditNote {
             at_ms: now.wall_ms,
+            clock: v1::ClockTrust::from(now.trust).into(),
+            boot: uptime.boot,
+            uptime_ms: uptime.ms,
             actor: cause.actor.clone(),
             from: cause.from.clone(),
             action: action.to_owned(),
@@ -204,15 +217,14 @@ impl Step {
         kind: &str,
         message: String,
     ) {
-        self.act(Effect::Raise(v1::Event {
+        let event = v1::Event {
             device: device.map_or_else(String::new, |d| d.as_str().to_owned()),
-            time: Some(timestamp(now.wall_ms)),
             severity: severity.into(),
             kind: kind.to_owned(),
             message,
-            clock: v1::ClockTrust::from(now.trust).into(),
             ..v1::Event::default()
-        }));
+        };
+        self.act(Effect::Raise(event.stamped(now)));
     }
 
     /// The changes for the journal, and the effects that follow their commit.

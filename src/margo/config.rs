@@ -48,6 +48,24 @@ pub enum Mode {
     Transparent(BTreeMap<DeviceId, IdentityFiles>),
 }
 
+/// One client of the fleet manager: the gateway, or one device of a transparent gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The device; `None` is the gateway with all of its devices.
+    pub only: Option<DeviceId>,
+    /// Its SVID, or the certificate that signs its requests.
+    pub identity: IdentityFiles,
+    /// What it keeps in files: the cached trust bundle, images of firmware, its status.
+    pub directory: PathBuf,
+}
+
+impl Member {
+    /// Where images of firmware lie until a device has taken them.
+    pub fn images(&self) -> PathBuf {
+        self.directory.join("firmware")
+    }
+}
+
 /// What is said about a device, and what it delegates to Margo.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Details {
@@ -94,6 +112,26 @@ pub struct Config {
     pub gateway: Details,
     /// Devices about which something is said.
     pub devices: BTreeMap<DeviceId, Details>,
-    /// Where the trust bundle is cached and the status is written.
+    /// What the clients keep in files; see [`Config::members`].
     pub directory: PathBuf,
+}
+
+impl Config {
+    /// The clients: one, or one per device of a transparent gateway.
+    pub fn members(&self) -> Vec<Member> {
+        match &self.mode {
+            Mode::SeeThru | Mode::Opaque => {
+                let (identity, directory) = (self.identity.clone(), self.directory.clone());
+                vec![Member { only: None, identity, directory }]
+            }
+            Mode::Transparent(devices) => {
+                let member = |(device, identity): (&DeviceId, &IdentityFiles)| Member {
+                    only: Some(device.clone()),
+                    identity: identity.clone(),
+                    directory: self.directory.join(device.as_str()),
+                };
+                devices.iter().map(member).collect()
+            }
+        }
+    }
 }

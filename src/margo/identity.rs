@@ -37,5 +37,5 @@ pub use keeper::{BundleSource, IdentityFiles, Keeper, KeeperError, Material, Swa
 pub use own::{OwnError, OwnSvid, connection_cap};
 pub use request::{RequestError, SvidRequest, make_svid_request};
 pub use spiffe::{ClientName, SpiffeError, SpiffeId};
-pub use svid::{SvidError, verify_svid};
+pub use svid::{Moment, SvidError, verify_svid};
 pub use verifier::{TlsVersions, WfmVerifier, client_config};

@@ -73,6 +73,11 @@ impl Outbox {
         Ok(changes)
     }
 
+    /// Nobody is there to hear them any more.
+    pub fn forget(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.waiting).into_keys().map(|number| Change::Delete(key(number))).collect()
+    }
+
     /// The oldest that a newer one of the same deployment and device follows.
     fn superseded(&self) -> Option<u64> {
         let mut newer: BTreeSet<(&DeploymentId, Option<&DevicePath>)> = BTreeSet::new();

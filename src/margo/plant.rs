@@ -60,7 +60,7 @@ pub struct Inventory {
     pub children: Vec<Child>,
 }
 
-/// What was in force before something was deployed: what its removal goes back to. Opaque to the client but for `values`,
+/// What was in force before something was deployed: what its removal or its failure goes back to. Opaque to the client but for `values`,
 /// of which the oldest are kept over updates.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Before {
@@ -89,7 +89,12 @@ pub struct Order {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Act {
     /// Put in force.
-    Apply(Work),
+    Apply {
+        /// What.
+        work: Work,
+        /// What is in force now, for going back at once when it fails half way.
+        back: Before,
+    },
     /// Go back.
     Undo {
         /// What was put in force.
@@ -109,12 +114,15 @@ pub struct Refusal {
     pub message: String,
     /// The device did not answer: it is tried again when it does.
     pub unreachable: bool,
+    /// The device is as it was before the order: there is nothing to undo.
+    #[serde(default)]
+    pub untouched: bool,
 }
 
 impl Refusal {
     /// A refusal that stays one.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), unreachable: false }
+        Self { code: code.to_owned(), message: message.into(), unreachable: false, untouched: false }
     }
 }
 

@@ -46,6 +46,8 @@ pub enum RecordKind {
     Journal = 6,
     /// `fieldgate.v1.ManagementResult`.
     ManagementResult = 7,
+    /// What stood here was erased by decision of a person; the payload says nothing. Written by the store itself.
+    Erased = 8,
 }
 
 impl RecordKind {
@@ -59,6 +61,7 @@ impl RecordKind {
             5 => RecordKind::Audit,
             6 => RecordKind::Journal,
             7 => RecordKind::ManagementResult,
+            8 => RecordKind::Erased,
             _ => return None,
         })
     }

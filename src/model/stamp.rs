@@ -65,6 +65,8 @@ pub struct Stamp {
     pub wall_ms: i64,
     /// Nanoseconds since the process started on the monotonic clock; never steps.
     pub mono_ns: u64,
+    /// The same moment by the uptime of the machine, which outlives the process.
+    pub uptime: Uptime,
     /// Trust in `wall_ms` when it was read.
     pub trust: ClockTrust,
 }

@@ -6,11 +6,12 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, Interval, sleep_until, timeout};
 
 use super::ledger::Ack;
 use super::source::{RecordSource, SourceClosed};
 use crate::model::{Delivery, Depth, Order};
+use crate::platform::beat;
 
 /// Records taken at once.
 const BATCH: usize = 64;
@@ -112,8 +113,7 @@ pub(super) fn channels() -> (Feed, Feeder) {
 impl Feeder {
     /// Runs until the session drops its ends (then every command sent has been carried out) or the source closes.
     pub(super) async fn run<S: RecordSource>(mut self, source: &mut S) -> Result<(), SourceClosed> {
-        let mut tick = interval(DEPTH_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = beat::every(DEPTH_EVERY);
         let fed = self.fed.clone();
         loop {
             tokio::select! {
@@ -267,7 +267,7 @@ impl Feeder {
 
 /// How long a session may wait before it looks at its grants and figures again.
 pub(super) fn next_look(drained: bool) -> Instant {
-    Instant::now() + if drained { Duration::from_millis(250) } else { Duration::from_millis(10) }
+    if drained { beat::after(DEPTH_EVERY) } else { Instant::now() + Duration::from_millis(10) }
 }
 
 #[cfg(test)]

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn at(minute: i64, trust: ClockTrust) -> Stamp {
-        Stamp { wall_ms: 20_000 * DAY_MS + minute * 60_000, mono_ns: 0, trust }
+        Stamp { wall_ms: 20_000 * DAY_MS + minute * 60_000, mono_ns: 0, uptime: Default::default(), trust }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::connection::{Connection, Ended};
@@ -31,6 +31,7 @@ use super::schedule::{Permission, Schedule};
 use super::source::RecordSource;
 use super::{Consumer, Context};
 use crate::model::{Lane, Order};
+use crate::platform::beat;
 
 /// First pause after a failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
@@ -155,7 +156,7 @@ impl Uplink {
         let end = Instant::now() + pause;
         while Instant::now() < end {
             self.core.meter.refresh(self.core.confirmed_records(), *self.feed.depth.borrow());
-            sleep_until(end.min(Instant::now() + LOOK_EVERY)).await;
+            sleep_until(end.min(beat::after(LOOK_EVERY))).await;
         }
     }
 
@@ -201,7 +202,7 @@ impl Uplink {
             self.core.meter.disconnected(reason.to_owned());
             self.core.meter.refresh(self.core.confirmed_records(), *self.feed.depth.borrow());
             if !self.core.config.link.critical_overrides {
-                sleep(LOOK_EVERY).await;
+                sleep_until(beat::after(LOOK_EVERY)).await;
                 continue;
             }
             if !looking {
@@ -216,7 +217,7 @@ impl Uplink {
                     Some(_) => {}
                     None => return false,
                 },
-                () = sleep(LOOK_EVERY) => {}
+                () = sleep_until(beat::after(LOOK_EVERY)) => {}
             }
         }
     }

@@ -27,7 +27,7 @@ fn device(types: &[DataType]) -> Arc<Device> {
 }
 
 fn at(ms: u64) -> Stamp {
-    Stamp { wall_ms: ms as i64, mono_ns: ms * 1_000_000, trust: ClockTrust::Synchronised }
+    Stamp { wall_ms: ms as i64, mono_ns: ms * 1_000_000, uptime: Default::default(), trust: ClockTrust::Synchronised }
 }
 
 fn one(rule: PointRule) -> DevicePipeline {

@@ -120,7 +120,7 @@ impl Clock for SystemClock {
             Err(before) => -(before.duration().as_millis() as i64),
         };
         let mono_ns = self.origin.elapsed().as_nanos() as u64;
-        Stamp { wall_ms, mono_ns, trust: self.trust(wall_ms, mono_ns) }
+        Stamp { wall_ms, mono_ns, uptime: self.boot.uptime(mono_ns), trust: self.trust(wall_ms, mono_ns) }
     }
 
     fn boot(&self) -> Boot {
@@ -166,7 +166,12 @@ impl Clock for ManualClock {
             1 => ClockTrust::Holdover,
             _ => ClockTrust::Synchronised,
         };
-        Stamp { wall_ms: self.wall_ms.load(Ordering::SeqCst), mono_ns: self.mono_ns.load(Ordering::SeqCst), trust }
+        Stamp {
+            wall_ms: self.wall_ms.load(Ordering::SeqCst),
+            mono_ns: self.mono_ns.load(Ordering::SeqCst),
+            uptime: Default::default(),
+            trust,
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::model::Reason;
+use crate::platform::beat;
 use crate::platform::clock::SharedClock;
 
 use super::breaker::{Permit, ProbeBudget};
@@ -75,7 +76,7 @@ impl<D: Driver> LinkTask<D> {
             outbox: VecDeque::new(),
             updates,
             clock,
-            origin: Instant::now(),
+            origin: beat::before(Instant::now()),
         }
     }
 

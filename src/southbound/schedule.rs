@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::platform::beat;
+
 /// Name of a rate group of a device on the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Job {
@@ -83,7 +85,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Adds a group. `chance` (0..1, random) spreads first cycles over 200 ms and the later ones over half a period.
+    /// Adds a group. `chance` (0..1, random) spreads first cycles over 200 ms and the later ones over half a period, as
+    /// `phase` has it. Times are counted from any beat.
     pub fn add(&mut self, job: Job, every: Duration, now: Duration, chance: f64) {
         if self.slots.len() <= job.slot {
             self.slots.resize(job.slot + 1, Slot::default());
@@ -145,7 +148,7 @@ impl Schedule {
             entry.due = later(entry.due, entry.every, ticks);
             if first && ticks == 1 {
                 // The second cycle leaves the common start: half to a whole period after the first.
-                entry.due = tick + entry.every.mul_f64(0.5 + 0.5 * chance());
+                entry.due = phase(tick + entry.every.mul_f64(0.5 + 0.5 * chance()), entry.every);
             }
             if slot.paused {
                 continue;
@@ -215,6 +218,12 @@ impl Schedule {
         });
         wakes.min()
     }
+}
+
+/// Groups of one rate meet at ten moments of their period, those of a second and more on the beats: devices that are read
+/// together cost the gateway half as much as one by one.
+fn phase(due: Duration, every: Duration) -> Duration {
+    beat::put_off(due, (every / 10).min(beat::BEAT))
 }
 
 fn later(due: Duration, every: Duration, ticks: u64) -> Duration {

@@ -79,6 +79,17 @@ pub enum ConsumerError {
     Closed(String),
 }
 
+/// Nothing, or not all, was erased; it can be asked for again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EraseError {
+    /// The disk refused.
+    #[error("records cannot be erased: {0}")]
+    Disk(String),
+    /// The store is closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
 /// The store, or this consumer, is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the store is closed")]

@@ -73,16 +73,18 @@ pub fn export(
     writer.finish().map_err(InspectError::Output)
 }
 
-/// Every entry of the audit log of the store in `store`, oldest first. Works while the gateway runs.
+/// Every entry of the audit log of the store in `store`, oldest first, with times mended by `settings`. Works while the gateway runs.
 ///
 /// # Errors
 /// There is no log, or a file cannot be read.
-pub fn audit(store: &Path, mut each: impl FnMut(v1::AuditEntry)) -> Result<(), InspectError> {
+pub fn audit(store: &Path, settings: &ClockBook, mut each: impl FnMut(v1::AuditEntry)) -> Result<(), InspectError> {
+    let by = |uptime, wall_ms, trust| settings.correct(uptime, wall_ms, trust);
     let files = lane_files(&RealFs, store, Lane::Critical)?;
     let take = |item| {
         if let Item::Record(record) = item
             && record.kind == RecordKind::Audit
-            && let Ok(entry) = v1::AuditEntry::decode(record.payload)
+            && let Ok(entry) =
+                v1::AuditEntry::decode(mend(&record, &by).map_or(record.payload, |mended| mended.payload))
         {
             each(v1::AuditEntry { seq: record.seq, ..entry });
         }
@@ -138,7 +140,7 @@ impl<'a, W: Write> Writer<'a, W> {
                 let late = filter.from_ms.is_some_and(|from| record.ts_ms < from);
                 let early = filter.until_ms.is_some_and(|until| record.ts_ms >= until);
                 let wanted = filter.device.as_ref().is_none_or(|d| record.device == crc32c::crc32c(d.as_bytes()));
-                if late || early || !wanted || record.kind == RecordKind::Journal {
+                if late || early || !wanted || matches!(record.kind, RecordKind::Journal | RecordKind::Erased) {
                     return Ok(());
                 }
                 self.exported.records += 1;
@@ -207,6 +209,7 @@ fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Audit => "audit",
         RecordKind::Journal => "journal",
         RecordKind::ManagementResult => "management-result",
+        RecordKind::Erased => "erased",
     }
 }
 
@@ -227,7 +230,7 @@ fn message(record: &Record) -> serde_json::Value {
         RecordKind::CommandResult => decode::<v1::CommandResult>(&record.payload),
         RecordKind::Audit => decode::<v1::AuditEntry>(&record.payload),
         RecordKind::ManagementResult => decode::<v1::ManagementResult>(&record.payload),
-        RecordKind::Gap | RecordKind::Journal => None,
+        RecordKind::Gap | RecordKind::Journal | RecordKind::Erased => None,
     };
     decoded.unwrap_or_else(
         || json!({ "unreadable": record.payload.iter().map(|b| format!("{b:02x}")).collect::<String>() }),

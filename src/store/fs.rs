@@ -39,11 +39,13 @@ pub enum SyncPoint {
     Acknowledgement,
     /// The mark of a clean stop.
     Closing,
+    /// Records overwritten because they are erased.
+    Erasure,
 }
 
 impl SyncPoint {
     /// All of them.
-    pub const ALL: [SyncPoint; 11] = [
+    pub const ALL: [SyncPoint; 12] = [
         SyncPoint::LaneDirectory,
         SyncPoint::SegmentDirectory,
         SyncPoint::SegmentData,
@@ -55,6 +57,7 @@ impl SyncPoint {
         SyncPoint::Removal,
         SyncPoint::Acknowledgement,
         SyncPoint::Closing,
+        SyncPoint::Erasure,
     ];
 }
 

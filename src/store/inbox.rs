@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::error::{AppendError, Closed, ConsumerError};
 use super::log::commit::{ACK_WRITE, Job};
+use super::log::erase::{Erased, Erasure};
 use super::log::frame::MAX_PAYLOAD;
 use super::log::progress::{ConsumerShared, Offer};
 use super::log::tail::Tail;
@@ -56,6 +57,10 @@ pub(crate) enum Control {
     },
     Sync {
         reply: oneshot::Sender<()>,
+    },
+    Erase {
+        erasure: Erasure,
+        reply: oneshot::Sender<Result<Erased, String>>,
     },
     Close {
         reply: oneshot::Sender<io::Result<()>>,

@@ -375,7 +375,8 @@ mod tests {
     fn engine(fs: &SimFs) -> Engine {
         let mut config = Config::with_quota("/store", 1 << 20);
         config.segment_bytes = Some(4096);
-        let now = Stamp { wall_ms: 0, mono_ns: 0, trust: crate::model::ClockTrust::Holdover };
+        let now =
+            Stamp { wall_ms: 0, mono_ns: 0, uptime: Default::default(), trust: crate::model::ClockTrust::Holdover };
         Engine::open(Arc::new(fs.clone()), config, now).unwrap()
     }
 

@@ -21,6 +21,7 @@ pub(crate) mod acks;
 mod backlog;
 pub(crate) mod commit;
 pub(crate) mod engine;
+pub(crate) mod erase;
 mod figures;
 pub(crate) mod frame;
 pub(crate) mod holes;

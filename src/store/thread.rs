@@ -4,7 +4,7 @@
 //! and answers. It never syncs in the ordinary run: that is a job for the second thread, so that live data passes while
 //! the disk is busy.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
@@ -19,6 +19,7 @@ use super::fs::FileSystem;
 use super::inbox::{Append, Control, Inbox, Queues};
 use super::log::commit::{ACK_WRITE_NS, Job};
 use super::log::engine::{Engine, Refusal};
+use super::log::erase::Erased;
 use super::stats::Stats;
 use crate::model::{Lane, Seq};
 use crate::platform::clock::SharedClock;
@@ -61,6 +62,7 @@ pub(crate) fn start(
         parked: Default::default(),
         accepted: Vec::new(),
         waiting: VecDeque::new(),
+        erasing: BTreeMap::new(),
         stats,
         hurried,
         always,
@@ -114,6 +116,8 @@ struct Shell {
     /// Written in this turn; answered after the flush.
     accepted: Vec<(Lane, Append)>,
     waiting: VecDeque<Waiting>,
+    /// Who waits for an erasure, by its number.
+    erasing: BTreeMap<u64, oneshot::Sender<Result<Erased, String>>>,
     stats: watch::Sender<Stats>,
     hurried: [bool; 2],
     always: [bool; 2],
@@ -128,7 +132,8 @@ impl Shell {
             let lanes = Lane::ALL.map(|l| self.parked[l as usize].is_empty() && !self.engine.is_congested(l));
             let now = self.origin.elapsed();
             let overdue = self.engine.deadline().is_some_and(|at| at <= nanos(now));
-            let job = self.in_flight && (overdue || !self.waiting.is_empty() || lanes != [true; 2]);
+            let erasing = self.engine.is_erasing();
+            let job = self.in_flight && (overdue || erasing || !self.waiting.is_empty() || lanes != [true; 2]);
             let Queues { controls, appends, done, .. } =
                 self.inbox.wait(self.patience(now, tidy_at, look_at), lanes, job);
 
@@ -148,6 +153,11 @@ impl Shell {
             let close = self.answer(controls, nanos(now));
             self.send_job(nanos(self.origin.elapsed()));
             self.settle_waiting();
+            for (ticket, result) in self.engine.take_erased() {
+                if let Some(reply) = self.erasing.remove(&ticket) {
+                    _ = reply.send(result);
+                }
+            }
             if now >= tidy_at {
                 tidy_at = now + TIDY;
                 self.tidy();
@@ -251,6 +261,7 @@ impl Shell {
                         self.waiting.push_back(Waiting { lane, seq, reply: Reply::Sync { _all: all.clone() } });
                     }
                 }
+                Control::Erase { erasure, reply } => _ = self.erasing.insert(self.engine.erase(erasure), reply),
                 Control::Close { reply } => close = Some(reply),
             }
         }

@@ -28,7 +28,8 @@ impl Side {
     fn of(gate: &Gate, day: &Day) -> Self {
         let name = gate.name().to_owned();
         // At rest: told is what there is to tell.
-        let margo = gate.until("that everything was told", &["margo", "status", "--json"], |status| {
+        let margo = gate.until("that everything was told", &["margo", "status", "--json"], |clients| {
+            let status = &clients[0];
             let given = day.wfm.with(|seen| seen.clients[&name].given_version);
             status["connected"] == true
                 && status["statuses_waiting"] == 0
@@ -43,7 +44,7 @@ impl Side {
             name,
             devices: devices.as_array().unwrap().clone(),
             registry: list(&["onboard", "list", "--all", "--json"]),
-            margo,
+            margo: margo[0].clone(),
             audit: gate.audit(),
             retained: gate.retained(),
         }

@@ -10,7 +10,7 @@ use fieldgate::management::clock::{ClockForm, Reading};
 use fieldgate::management::core::{Core, Input, Plan, Request, Settings};
 use fieldgate::management::desired::{Observed, PointProfile, Profile, Target, Watcher};
 use fieldgate::management::journal::{MemoryJournal, Shelf};
-use fieldgate::management::lifecycle::{Claim, Declaration, Mode, Outcome, Policy, State};
+use fieldgate::management::lifecycle::{Claim, Declaration, Mode, Outcome, Policy, State, Stored};
 use fieldgate::management::request::{Actor, Ask};
 use fieldgate::management::step::{Effect, Shown};
 use fieldgate::management::transfer::SigningKey;
@@ -84,6 +84,12 @@ pub struct Plant {
     pub clock_offset: i64,
     pub clock_sets: u32,
     pub erase_fails: u32,
+    /// Consumers that stored values wait for, and what was to become of these.
+    pub waits_for: Vec<String>,
+    pub stored: Vec<Stored>,
+    /// Refuses to take credentials back so often.
+    pub revoke_fails: u32,
+    pub revoked: Vec<DeviceId>,
     pub erased: Vec<DeviceId>,
 }
 
@@ -199,9 +205,21 @@ impl Rig {
                 Effect::ApplyPlan => next.extend(self.apply()),
                 Effect::Identify(device) => next.extend(self.identify(&device)),
                 Effect::Issue { device, .. } => next.push(Input::Outcome { device, outcome: Outcome::Issued }),
-                Effect::Revoke(_) | Effect::Scan(_) => {}
-                Effect::Erase { device, .. } => {
-                    let outcome = if self.plant.erase_fails > 0 {
+                Effect::Scan(_) => {}
+                Effect::Revoke(device) => {
+                    if self.plant.revoke_fails > 0 {
+                        self.plant.revoke_fails -= 1;
+                    } else {
+                        self.plant.revoked.push(device.clone());
+                        next.push(Input::Outcome { device, outcome: Outcome::Revoked });
+                    }
+                }
+                Effect::Erase { device, stored } => {
+                    self.plant.stored.push(stored);
+                    let waits = stored == Stored::AfterDelivery && !self.plant.waits_for.is_empty();
+                    let outcome = if waits {
+                        Outcome::EraseWaits(self.plant.waits_for.clone())
+                    } else if self.plant.erase_fails > 0 {
                         self.plant.erase_fails -= 1;
                         Outcome::EraseFailed("disk busy".into())
                     } else {

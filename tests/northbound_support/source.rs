@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fieldgate::contract::{ContractMessage, Encoding, telemetry};
 use fieldgate::model::{
     Batch, ClockTrust, Delivery, Depth, DeviceId, Lane, Order, PointId, Quality, Record, RecordKind, Sample, Seq,
-    Stamp, Uptime, Value,
+    Stamp, Value,
 };
 use fieldgate::northbound::{RecordSource, SourceClosed};
 use tokio::sync::Notify;
@@ -104,7 +104,8 @@ impl FakeStore {
 
 /// A stored batch.
 pub fn telemetry_payload(device: &str, points: &[(&str, f64)]) -> Bytes {
-    let at = Stamp { wall_ms: 1_763_812_800_000, mono_ns: 0, trust: ClockTrust::Synchronised };
+    let at =
+        Stamp { wall_ms: 1_763_812_800_000, mono_ns: 0, uptime: Default::default(), trust: ClockTrust::Synchronised };
     let sample = |&(name, v): &(&str, f64)| Sample {
         point: PointId::new(name).unwrap(),
         value: Some(Value::Double(v)),
@@ -113,7 +114,7 @@ pub fn telemetry_payload(device: &str, points: &[(&str, f64)]) -> Bytes {
         at,
     };
     let batch = Batch { device: DeviceId::new(device).unwrap(), at, samples: points.iter().map(sample).collect() };
-    telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf)
+    telemetry(&batch).encode_as(Encoding::Protobuf)
 }
 
 impl Inner {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fieldgate::contract::{ContractMessage, Encoding, telemetry};
 use fieldgate::model::{
-    Batch, ClockTrust, Delivery, DeviceId, Gap, Lane, Order, PointId, Quality, RecordKind, Sample, Stamp, Uptime, Value,
+    Batch, ClockTrust, Delivery, DeviceId, Gap, Lane, Order, PointId, Quality, RecordKind, Sample, Stamp, Value,
 };
 use fieldgate::platform::clock::SystemClock;
 use fieldgate::store::{Backlog, Config, Consumer, ConsumerSpec, NewRecord, Start, Store};
@@ -52,7 +52,12 @@ pub const OLD: u8 = 200;
 
 /// A record of [`OLD`].
 pub fn old_record(number: u64) -> NewRecord {
-    let at = Stamp { wall_ms: 1_763_812_800_000 + number as i64 * 50, mono_ns: 0, trust: ClockTrust::Synchronised };
+    let at = Stamp {
+        wall_ms: 1_763_812_800_000 + number as i64 * 50,
+        mono_ns: 0,
+        uptime: Default::default(),
+        trust: ClockTrust::Synchronised,
+    };
     let sample = |name: &str, value: Value| Sample {
         point: PointId::new(name).expect("legal"),
         value: Some(value),
@@ -69,7 +74,7 @@ pub fn old_record(number: u64) -> NewRecord {
         device: u32::from(OLD),
         ts_ms: at.wall_ms,
         count: batch.samples.len() as u16,
-        payload: telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf),
+        payload: telemetry(&batch).encode_as(Encoding::Protobuf),
     }
 }
 

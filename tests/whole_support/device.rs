@@ -24,6 +24,7 @@ struct Shared {
     connections: AtomicU64,
     requests: AtomicU64,
     writes: Mutex<Vec<(u16, u16)>>,
+    refused: Mutex<Vec<u16>>,
 }
 
 /// The device; it listens until the test process ends.
@@ -59,6 +60,11 @@ impl FakeDevice {
         self.shared.mode.store(mode as u8, Ordering::SeqCst);
     }
 
+    /// Writes of this register are answered with an exception from now on.
+    pub fn refuse(&self, register: u16) {
+        self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).push(register);
+    }
+
     /// Connections accepted so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
@@ -88,7 +94,12 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
         let mode = shared.mode.load(Ordering::SeqCst);
         let function = head[7];
         let is_write = matches!(function, 6 | 16);
-        if is_write && body.len() >= 4 {
+        let register = body.get(..2).map(|register| u16::from_be_bytes([register[0], register[1]]));
+        let refused = is_write
+            && register.is_some_and(|register| {
+                shared.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&register)
+            });
+        if is_write && body.len() >= 4 && !refused {
             let value = if function == 6 { [body[2], body[3]] } else { [body[5], body[6]] };
             let written = (u16::from_be_bytes([body[0], body[1]]), u16::from_be_bytes(value));
             shared.writes.lock().unwrap_or_else(PoisonError::into_inner).push(written);
@@ -97,6 +108,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
             1 => continue,
             2 if is_write => continue,
             3 => junk(&mut noise, &head),
+            _ if refused => framed(&head, &[function | 0x80, 4]),
             _ => framed(&head, &reply(function, &body)),
         };
         if stream.write_all(&answer).is_err() {

@@ -4,7 +4,7 @@ use super::worker::Asked;
 use super::{GATEWAY, Jobs, Paper, Question, Reply};
 use crate::app::ingest::device_hash;
 use crate::contract::v1::event::Severity;
-use crate::contract::{ContractMessage, Encoding, timestamp, topics, v1};
+use crate::contract::{ContractMessage, Encoding, Stamped, timestamp, topics, v1};
 use crate::management::firmware::{Approval, Job, Stage};
 use crate::management::request::Refusal;
 use crate::model::{Lane, RecordKind};
@@ -72,7 +72,6 @@ impl Clerk {
         let now = self.paper.clock.now();
         let object = if self.device.is_empty() { GATEWAY.to_owned() } else { format!("devices/{}", self.device) };
         let entry = v1::AuditEntry {
-            time: Some(timestamp(now.wall_ms)),
             actor: asked.actor.clone(),
             action: action.to_owned(),
             object,
@@ -80,7 +79,8 @@ impl Clerk {
             outcome,
             correlation_id: id.clone(),
             ..v1::AuditEntry::default()
-        };
+        }
+        .stamped(now);
         let record = NewRecord {
             lane: Lane::Critical,
             kind: RecordKind::Audit,

@@ -45,16 +45,23 @@ impl Credentials {
         kept.map_err(|e| format!("keep the certificate of {device}: {e}"))
     }
 
-    /// Takes back every certificate of a device.
-    pub fn revoke(&self, device: &DeviceId) -> Result<(), String> {
+    /// Takes back every certificate of a device, and removes the chain that was kept for it. Says how many there were.
+    pub fn revoke(&self, device: &DeviceId) -> Result<usize, String> {
         if !Pki::exists(&self.config.directory) {
-            return Ok(());
+            return Ok(0);
         }
         let mut pki = self.open()?;
         let subject = ClientSubject::Device(device.clone());
+        let mut revoked = 0;
         while let Some(serial) = pki.newest(&subject).map(|entry| entry.serial.clone()) {
             pki.revoke(&serial, Reason::CessationOfOperation).map_err(|e| e.to_string())?;
+            revoked += 1;
         }
-        Ok(())
+        match std::fs::remove_file(self.config.directory.join("devices").join(format!("{device}.pem"))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("remove the certificate of {device}: {error}"))
+            }
+            _ => Ok(revoked),
+        }
     }
 }

@@ -132,6 +132,20 @@ impl Fleet {
         board.clear(&Target::Device(device.clone()).topic());
     }
 
+    /// Waits until a device does not run.
+    pub async fn at_rest(&self, device: &DeviceId) {
+        let mut applied = self.0.applied.subscribe();
+        while self.0.in_force.lock().await.running.contains_key(device) {
+            // The sender lives as long as `self`.
+            let _told = applied.changed().await;
+        }
+    }
+
+    /// Clears one retained topic.
+    pub fn clear_topic(&self, topic: &str) {
+        self.0.parts.board.clear(topic);
+    }
+
     /// How it holds its clock.
     pub fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {
         self.files().devices.get(device)?.management.clock.clone()

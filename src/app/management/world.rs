@@ -5,8 +5,6 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 #[cfg(feature = "modbus")]
 use tokio::sync::mpsc;
 #[cfg(feature = "modbus")]
@@ -15,13 +13,13 @@ use tokio::time::{Instant, sleep};
 
 use super::credentials::Credentials;
 use super::fleet::Fleet;
-use crate::app::commands::{COMMANDS, ScaledWriter};
+use crate::app::commands::ScaledWriter;
 use crate::app::firmware::FirmwareDesk;
 use crate::management::clock::ClockForm;
 use crate::management::command::DeviceWriter;
 use crate::management::core::Plan;
 use crate::management::desired::{GatewayOverlay, Observed, Watcher};
-use crate::management::lifecycle::Claim;
+use crate::management::lifecycle::{Claim, Erasure, Stored};
 use crate::management::service::World;
 #[cfg(feature = "modbus")]
 use crate::model::{Device, Tier};
@@ -30,11 +28,9 @@ use crate::platform::clock::SharedClock;
 use crate::southbound::IdentifyError;
 #[cfg(feature = "modbus")]
 use crate::southbound::{DeviceConfig, DriverConfig, Southbound};
-use crate::store::{Op, Store};
+use crate::store::Store;
 use crate::telemetry::LogHandle;
 
-/// Results of commands that are forgotten in one write.
-const CHUNK: usize = 500;
 /// Longest wait for values that are read on demand, and the pause between two looks at them.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(5);
@@ -45,6 +41,8 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// [`World`] on the drivers and the store.
 #[derive(Debug)]
 pub struct Plant {
+    /// Root of all topics.
+    pub root: String,
     /// What runs.
     pub fleet: Fleet,
     /// What is kept.
@@ -92,25 +90,11 @@ impl World for Plant {
 
     async fn revoke(&self, device: &DeviceId) -> Result<(), String> {
         let (credentials, device) = (self.credentials.clone(), device.clone());
-        blocking(move || credentials.revoke(&device)).await
+        blocking(move || credentials.revoke(&device)).await.map(drop)
     }
 
-    async fn erase(&self, device: &DeviceId, _data: bool) -> Result<Vec<String>, String> {
-        self.fleet.forget(device);
-        self.firmware.forget(device).await?;
-        self.fleet.clear_topics(device);
-        let state = self.store.state();
-        let commands = state.scan(COMMANDS, format!("{device}/").as_bytes()).map_err(|e| e.to_string())?;
-        for some in commands.chunks(CHUNK) {
-            let delete = |(key, _): &(Bytes, Bytes)| Op::Delete { tree: COMMANDS.to_owned(), key: key.clone() };
-            state.batch(some.iter().map(delete).collect()).await.map_err(|e| e.to_string())?;
-        }
-        Ok(vec![
-            "retained topics".to_owned(),
-            "configuration".to_owned(),
-            "firmware job".to_owned(),
-            "results of commands".to_owned(),
-        ])
+    async fn erase(&self, device: &DeviceId, stored: Stored) -> Result<Erasure, String> {
+        self.remove(device, stored).await
     }
 
     fn clock_form(&self, device: &DeviceId) -> Option<ClockForm> {
@@ -150,7 +134,9 @@ impl World for Plant {
     }
 }
 
-async fn blocking(work: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), String> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }
 

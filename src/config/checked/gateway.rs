@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Firmware;
 use super::certificates::{Certificates, Est, Pki, ServerTls};
 use crate::config::Secret;
-use crate::management::lifecycle::Approval;
+use crate::management::lifecycle::{Approval, Stored};
 use crate::management::roles::Role;
 use crate::model::GatewayId;
 use crate::northbound::ConsumerConfig;
@@ -62,6 +62,10 @@ pub struct Management {
     pub approve: Vec<Approval>,
     /// Public keys (Ed25519, 32 octets) of gateways that devices may be handed to or taken from, by their ids.
     pub partners: BTreeMap<String, Vec<u8>>,
+    /// What becomes of a device's stored values when it is decommissioned.
+    pub stored: Stored,
+    /// How long their delivery is waited for.
+    pub deliver_within: Duration,
 }
 
 /// `[gateway]`

@@ -1,12 +1,13 @@
 //! Reads `[management]`: who is trusted without a person, who may do what, and who devices may be handed to.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::checked::Management;
 use crate::config::reader::Reader;
 use crate::config::tree::Item;
-use crate::config::value::{boolean, choice, line, text};
-use crate::management::lifecycle::Approval;
+use crate::config::value::{boolean, choice, duration, line, text};
+use crate::management::lifecycle::{Approval, Policy, Stored};
 use crate::management::roles::Role;
 
 const ROLES: &[(&str, Role)] = &[
@@ -16,14 +17,22 @@ const ROLES: &[(&str, Role)] = &[
     ("administrator", Role::Administrator),
 ];
 
+const STORED: &[(&str, Stored)] =
+    &[("keep", Stored::Keep), ("after-delivery", Stored::AfterDelivery), ("now", Stored::Now)];
+
 pub(super) fn read(section: &Reader<'_>) -> Management {
     let roles = section.tables("role", "management.role");
     let approve = section.tables("approve", "management.approve");
+    let decommission = section.section("decommission", "management.decommission");
+    let defaults = Policy::default();
+    let week = Duration::from_millis(defaults.deliver_within_ms.unsigned_abs());
     Management {
         approve_declared: section.or("approve_declared", true, boolean),
         roles: roles.iter().filter_map(role).collect(),
         approve: approve.iter().filter_map(approval).collect(),
         partners: partners(section),
+        stored: decommission.or("stored", defaults.stored, choice(STORED)),
+        deliver_within: decommission.or("deliver_within", week, duration(Duration::from_secs(60)..=week * 520)),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Reads `[margo]`: the fleet manager that this gateway is a client of.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -68,9 +67,15 @@ pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<(Config, 
         section.or("enabled", true, boolean),
     );
     let polling = polling(&section.section("polling", "margo.polling"));
-    let source = artifacts(&section.section("artifacts", "margo.artifacts"), directory.join("firmware"));
+    let source = artifacts(&section.section("artifacts", "margo.artifacts"));
     let delegate = delegate(&section.section("delegate", "margo.delegate"), Functions::default());
     let gateway = section.table("gateway", "margo.gateway").map(|table| details(&table)).unwrap_or_default();
+    let hosts = |details: &Details| details.hosting.is_some();
+    if mode == Modes::Opaque && !hosts(&gateway) && !devices.values().any(hosts) {
+        let text = "an opaque gateway without `hosting` ([margo.gateway.hosting] or that of a device) shows nothing that a \
+                    fleet manager could deploy to";
+        section.warn("mode", text);
+    }
     let mode = match mode {
         Modes::SeeThru => Mode::SeeThru,
         Modes::Opaque => Mode::Opaque,
@@ -210,7 +215,7 @@ fn polling(section: &Reader<'_>) -> Polling {
     }
 }
 
-fn artifacts(section: &Reader<'_>, cache: PathBuf) -> SourceConfig {
+fn artifacts(section: &Reader<'_>) -> SourceConfig {
     let host = |item: &Item| host_port(&line(300)(item)?, Some(0)).and(line(300)(item));
     let (user, password) = (section.optional("user", line(1_000)), section.secret("password"));
     if user.is_some() != password.is_some() {
@@ -223,7 +228,6 @@ fn artifacts(section: &Reader<'_>, cache: PathBuf) -> SourceConfig {
         ca: section.file("ca"),
         plain: section.list("plain", host).unwrap_or_default(),
         login: user.zip(password),
-        cache,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::check::Refusal;
 use super::{CommandKey, WriteFailure};
 use crate::contract::v1::command_result::Outcome;
-use crate::contract::{json_value, timestamp, v1};
+use crate::contract::{Stamped, json_value, v1};
 use crate::management::audit::{self, Deed};
 use crate::model::{Stamp, Value};
 
@@ -35,9 +35,9 @@ pub(super) fn refused(key: &CommandKey, command: &v1::Command, refusal: &Refusal
         code: refusal.code.to_owned(),
         message: refusal.message.clone(),
         writes: writes.into_iter().collect(),
-        time: Some(timestamp(at.wall_ms)),
         ..v1::CommandResult::default()
     }
+    .stamped(at)
 }
 
 /// A refusal does not send a large value back.
@@ -69,9 +69,9 @@ pub(super) fn tried(key: &CommandKey, command: &v1::Command, attempts: &[Attempt
         code: failure.map_or_else(String::new, |f| f.code.clone()),
         message: failure.map_or_else(String::new, |f| f.message.clone()),
         writes: writes.collect(),
-        time: Some(timestamp(at.wall_ms)),
         ..v1::CommandResult::default()
     }
+    .stamped(at)
 }
 
 fn write_result(write: &v1::Write, attempt: &Attempt) -> v1::WriteResult {
@@ -113,9 +113,9 @@ pub(super) fn interrupted(key: &CommandKey, started: bool, at: Stamp) -> v1::Com
         outcome: outcome.into(),
         code: code.to_owned(),
         message: message.to_owned(),
-        time: Some(timestamp(at.wall_ms)),
         ..v1::CommandResult::default()
     }
+    .stamped(at)
 }
 
 /// The line in the audit log for a result.

@@ -50,7 +50,12 @@ mod tests {
     use crate::management::step::Effect;
     use crate::model::{ClockTrust, GatewayId};
 
-    const NOW: Stamp = Stamp { wall_ms: 1_000, mono_ns: 1, trust: ClockTrust::Synchronised };
+    const NOW: Stamp = Stamp {
+        wall_ms: 1_000,
+        mono_ns: 1,
+        uptime: crate::model::Uptime { boot: 0, ms: 0 },
+        trust: ClockTrust::Synchronised,
+    };
 
     fn core() -> Core {
         let settings = Settings {

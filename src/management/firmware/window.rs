@@ -77,7 +77,12 @@ mod tests {
     const SATURDAY: i64 = 1_795_219_200;
 
     fn at(minutes: i64) -> Stamp {
-        Stamp { wall_ms: (SATURDAY + minutes * 60) * 1_000, mono_ns: 0, trust: ClockTrust::Synchronised }
+        Stamp {
+            wall_ms: (SATURDAY + minutes * 60) * 1_000,
+            mono_ns: 0,
+            uptime: Default::default(),
+            trust: ClockTrust::Synchronised,
+        }
     }
 
     #[test]

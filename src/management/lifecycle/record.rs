@@ -80,7 +80,7 @@ pub struct DeviceRecord {
     /// Certificate signing request that waits for a signature, in PEM; public data.
     #[serde(default)]
     pub signing_request: String,
-    /// Whether decommissioning also removes stored telemetry.
+    /// Whether decommissioning erases stored values at once.
     #[serde(default)]
     pub erase_data: bool,
     /// The transfer that it is part of.

@@ -6,17 +6,19 @@ use super::identity::{Claim, PinKind};
 use super::record::{DeviceRecord, Source, is_request};
 use super::states::{Action, Event, Guard, State, TABLE};
 use super::token::Token;
-use super::types::{Approval, Declaration, Details, Follow, Mode, Outcome, Planned, Policy};
+use super::types::{Approval, Declaration, Details, Follow, Mode, Outcome, Planned, Policy, Stored};
 use crate::contract::{topics, v1::event::Severity};
 use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{Refusal, fits};
 use crate::management::step::{Cause, Effect, Shown, Step};
 use crate::management::table::Word;
-use crate::model::{DeviceId, Stamp};
+use crate::model::{ClockTrust, DeviceId, Stamp};
 
 /// Pause between two attempts to erase or to issue credentials, and to ask a silent device who it is.
 const RETRY_NS: u64 = 30_000_000_000;
 const ASK_AGAIN_NS: u64 = 600_000_000_000;
+/// No clock that was ever set showed less (2024).
+const PLAUSIBLE_MS: i64 = 1_704_067_200_000;
 
 /// All devices. Changes in memory at once; the caller makes the step durable, or loads again.
 #[derive(Debug, Default)]
@@ -46,7 +48,7 @@ impl Lifecycle {
             devices.insert(DeviceId::new(&key).map_err(|e| unreadable(&key, e))?, record);
         }
         let tokens = records.read_all(Shelf::Tokens)?;
-        let todo = devices.iter().filter(|(id, r)| wanted(id, r).is_some()).map(|(id, _)| (id.clone(), 0)).collect();
+        let todo = devices.keys().map(|id| (id.clone(), 0)).collect();
         Ok(Self { policy, devices, tokens, todo, ..Self::default() })
     }
 
@@ -363,13 +365,38 @@ impl Lifecycle {
                 return self.settle(now, id, step);
             }
             Outcome::IssueFailed(why) => (Event::EnrolFailed, why),
-            Outcome::Erased(what) => (Event::Erased, what.join(", ")),
+            Outcome::Revoked => {
+                let Some(record) = self.devices.get_mut(id).filter(|r| r.state == State::Transferred) else { return };
+                record.credentials = false;
+                return self.keep(id, step);
+            }
+            Outcome::EraseWaits(whom) => {
+                let pause = self.patience();
+                let Some(record) = self.devices.get_mut(id).filter(|r| r.state == State::Decommissioning) else {
+                    return;
+                };
+                self.todo.insert(id.clone(), now.mono_ns.saturating_add(pause));
+                let words = format!("stored values are erased when {} has them", whom.join(" and "));
+                if record.reason != words {
+                    record.reason = words;
+                    self.keep(id, step);
+                }
+                return;
+            }
+            Outcome::Erased(what) => (Event::Erased, what.join("; ")),
             Outcome::EraseFailed(why) => (Event::EraseFailed, why),
             Outcome::Proven => (Event::Proven, String::new()),
             Outcome::ProofFailed(why) => (Event::ProofFailed, why),
         };
         // An outcome that comes late, when the device is in another state by then, changes nothing.
         let _late = self.transition(now, id, event, &cause, &words, step);
+    }
+
+    /// Pause between two looks whether stored values are delivered: each goes through the whole log, for some dozens of
+    /// devices at a time.
+    fn patience(&self) -> u64 {
+        let waiting = self.devices.values().filter(|r| r.state == State::Decommissioning).count() as u64;
+        RETRY_NS * (1 + waiting / 32)
     }
 
     /// The only place where a device changes its state.
@@ -433,11 +460,6 @@ impl Lifecycle {
             }
             Action::Identify => step.act(Effect::Identify(id.clone())),
             Action::Plan => step.apply_plan(),
-            Action::Revoke => {
-                if std::mem::take(&mut record.credentials) {
-                    step.act(Effect::Revoke(id.clone()));
-                }
-            }
             Action::Alarm => {
                 let what = format!("device {id}: {event}, now {}: {words}; look at its onboarding topic", record.state);
                 step.raise(now, Some(id), Severity::Alarm, event.as_str(), what);
@@ -447,11 +469,13 @@ impl Lifecycle {
                 record.transfer.clear();
                 self.follow.push(Follow::VoidTransfer(id.clone()));
             }
-            Action::Issue | Action::Erase => {
+            Action::Issue | Action::Revoke | Action::Erase => {
                 self.todo.insert(id.clone(), 0);
             }
             Action::Certificate => {
                 let what = format!("certificate of erasure: {words}");
+                // As an event of the gateway: those of the device are erased, and consumers learn what they will not get.
+                step.raise(now, None, Severity::Info, "device-erased", format!("device {id}: {what}"));
                 step.audit(now, cause, "certificate-of-erasure", object(id), what, "done");
                 let fresh = DeviceRecord::new(record.state, record.source, record.since_ms);
                 let (protocol, address) = (record.protocol.clone(), record.address.clone());
@@ -466,7 +490,7 @@ impl Lifecycle {
         let due: Vec<DeviceId> =
             self.todo.iter().filter(|(_, at)| **at <= now.mono_ns).map(|(id, _)| id.clone()).collect();
         for id in due {
-            match self.devices.get(&id).and_then(|record| wanted(&id, record)) {
+            match self.devices.get(&id).and_then(|record| wanted(now, &self.policy, &id, record)) {
                 Some(effect) => {
                     let pause = if matches!(effect, Effect::Identify(_)) { ASK_AGAIN_NS } else { RETRY_NS };
                     step.act(effect);
@@ -510,16 +534,28 @@ impl Lifecycle {
 const ORPHAN: &str = "no file declares it any more";
 
 /// What the state of a device asks of the world. It is asked until the answer moves the device to another state.
-fn wanted(id: &DeviceId, record: &DeviceRecord) -> Option<Effect> {
+fn wanted(now: Stamp, policy: &Policy, id: &DeviceId, record: &DeviceRecord) -> Option<Effect> {
     let device = id.clone();
     match record.state {
-        State::Decommissioning => Some(Effect::Erase { device, data: record.erase_data }),
+        State::Decommissioning => Some(Effect::Erase { device, stored: stored(now, policy, record) }),
+        State::Transferred if record.credentials => Some(Effect::Revoke(device)),
         State::Enrolling if record.connects() && !record.credentials => {
             Some(Effect::Issue { device, signing_request: record.signing_request.clone() })
         }
         State::Discovered if record.source == Source::Found => Some(Effect::Identify(device)),
         State::Enrolling | State::Replacing if record.pinned.is_none() => Some(Effect::Identify(device)),
         _ => None,
+    }
+}
+
+/// What becomes of its values now. Delivery is not waited for without end, but a wrong clock ends no wait.
+fn stored(now: Stamp, policy: &Policy, record: &DeviceRecord) -> Stored {
+    let is_known = now.trust == ClockTrust::Synchronised && record.since_ms >= PLAUSIBLE_MS;
+    let is_over = is_known && now.wall_ms.saturating_sub(record.since_ms) > policy.deliver_within_ms;
+    match policy.stored {
+        _ if record.erase_data => Stored::Now,
+        Stored::AfterDelivery if is_over => Stored::Now,
+        stored => stored,
     }
 }
 

@@ -121,7 +121,7 @@ words!(
         Reapply = "reapply-configuration",
         /// The transfer that it is part of is void.
         VoidTransfer = "void-transfer",
-        /// Remove topics, credentials, configuration and, if asked, data.
+        /// Remove topics, credentials, configuration and, as the policy says, stored values.
         Erase = "erase",
         /// Write the certificate of erasure.
         Certificate = "certificate-of-erasure",

@@ -15,6 +15,10 @@ pub struct Policy {
     pub auto_approve_declared: bool,
     /// Approve others that fit one of these.
     pub rules: Vec<Approval>,
+    /// What becomes of stored values when a device is decommissioned.
+    pub stored: Stored,
+    /// With [`Stored::AfterDelivery`]: how long delivery is waited for, in milliseconds.
+    pub deliver_within_ms: i64,
     /// Most devices in the registry.
     pub max_devices: usize,
     /// Most devices that nobody declared or approved yet.
@@ -23,8 +27,35 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { auto_approve_declared: true, rules: Vec::new(), max_devices: 10_000, max_strangers: 1_000 }
+        Self {
+            auto_approve_declared: true,
+            rules: Vec::new(),
+            stored: Stored::AfterDelivery,
+            deliver_within_ms: 7 * 86_400_000,
+            max_devices: 10_000,
+            max_strangers: 1_000,
+        }
     }
+}
+
+/// What becomes of the values, events and results of a device that lie in the store when it is decommissioned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// They stay until they are delivered, and until their space is needed.
+    Keep,
+    /// They are erased when everyone who was promised them has them.
+    AfterDelivery,
+    /// They are erased at once.
+    Now,
+}
+
+/// How far the erasing of a device came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Erasure {
+    /// All is removed that shall be; in words for the certificate.
+    Done(Vec<String>),
+    /// Stored values wait for these consumers; all else is removed.
+    Waits(Vec<String>),
 }
 
 /// Patterns (`*`, `?`) that a device must fit, all of them, to be approved by the policy.
@@ -87,8 +118,12 @@ pub enum Outcome {
     Issued,
     /// They could not be made.
     IssueFailed(String),
+    /// Credentials were taken back.
+    Revoked,
     /// What was removed, in words for the certificate.
     Erased(Vec<String>),
+    /// Stored values are erased when these consumers have them; it is tried again.
+    EraseWaits(Vec<String>),
     /// Something could not be removed; it is tried again.
     EraseFailed(String),
     /// The configuration of new hardware works.
@@ -117,6 +152,6 @@ pub struct Details {
     pub fingerprint: Option<String>,
     /// Type of a device that no file declares.
     pub profile: String,
-    /// Decommission: also remove stored telemetry.
+    /// Decommission: erase stored values at once, whatever the policy says.
     pub erase_data: bool,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -15,7 +15,7 @@ use crate::management::command::Receipt;
 use crate::management::core::{Core, Input, Plan, Settings};
 use crate::management::desired::{Watcher, parse_gateway};
 use crate::management::journal::Journal;
-use crate::management::lifecycle::{Claim, Finding, Outcome, ScanRequest};
+use crate::management::lifecycle::{Claim, Erasure, Finding, Outcome, ScanRequest};
 use crate::management::step::{Effect, Step};
 use crate::model::DeviceId;
 use crate::platform::clock::SharedClock;
@@ -54,6 +54,8 @@ pub(super) struct Task<J, W, O> {
     scan: Arc<Semaphore>,
     /// When the last step was taken.
     stepped_ns: u64,
+    /// Counts up when something durable or the plan changed.
+    changes: watch::Sender<u64>,
 }
 
 impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
@@ -83,7 +85,13 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
             plan: None,
             scan: Arc::new(Semaphore::new(1)),
             stepped_ns: 0,
+            changes: watch::Sender::new(0),
         }
+    }
+
+    /// Counts up when something durable or the plan changed.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>) {
@@ -164,6 +172,7 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
             let now = self.clock.now();
             self.stepped_ns = now.mono_ns;
             let (changes, effects) = self.core.handle(now, inputs).into_parts();
+            let is_news = !changes.is_empty() || effects.iter().any(|effect| matches!(effect, Effect::ApplyPlan));
             if !changes.is_empty()
                 && let Err(error) = self.journal.commit(changes).await
             {
@@ -173,6 +182,9 @@ impl<J: Journal, W: World, O: Outlet> Task<J, W, O> {
                 self.receipts.clear();
                 inputs = self.load_again().await;
                 continue;
+            }
+            if is_news {
+                self.changes.send_modify(|count| *count += 1);
             }
             inputs = self.write_audit().await;
             for effect in effects {
@@ -288,13 +300,17 @@ async fn perform<W: World>(world: &W, clock: &SharedClock, effect: Effect) -> Ve
             Some(Input::Outcome { device, outcome })
         }
         Effect::Revoke(device) => {
-            if let Err(error) = limited(world.revoke(&device)).await {
-                tracing::error!(%device, error, "credentials are not taken back; revoke them by hand");
-            }
-            None
+            let revoked = limited(world.revoke(&device)).await;
+            let told =
+                revoked.inspect_err(|error| tracing::error!(%device, error, "credentials are not taken back yet"));
+            told.ok().map(|()| Input::Outcome { device, outcome: Outcome::Revoked })
         }
-        Effect::Erase { device, data } => {
-            let outcome = limited(world.erase(&device, data)).await.map_or_else(Outcome::EraseFailed, Outcome::Erased);
+        Effect::Erase { device, stored } => {
+            let outcome = match limited(world.erase(&device, stored)).await {
+                Ok(Erasure::Done(what)) => Outcome::Erased(what),
+                Ok(Erasure::Waits(whom)) => Outcome::EraseWaits(whom),
+                Err(why) => Outcome::EraseFailed(why),
+            };
             Some(Input::Outcome { device, outcome })
         }
         Effect::ReadClock(device) => {

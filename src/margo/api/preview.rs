@@ -27,6 +27,11 @@ impl Preview {
         Self { base, client, signer }
     }
 
+    /// The id that onboarding gave.
+    pub fn client(&self) -> &str {
+        &self.client
+    }
+
     fn path(&self, path: &str) -> String {
         self.base.join(&format!("/api/v1/clients/{}/{path}", self.client))
     }

@@ -81,6 +81,16 @@ impl Roster {
         })
     }
 
+    /// Whether the fleet manager knows of a device of ours.
+    pub fn is_known(&self) -> bool {
+        !self.confirmed.is_empty()
+    }
+
+    /// How many it knows of.
+    pub fn known(&self) -> usize {
+        self.confirmed.len()
+    }
+
     /// How many devices are confirmed as they are now, and how many there are.
     pub fn progress(&self) -> (usize, usize) {
         let confirmed = |(path, (_, digest)): &(&DevicePath, &(DeviceCapabilities, Digest))| {
@@ -136,6 +146,7 @@ impl Roster {
 
     /// Forgets every confirmation: another fleet manager, or another client id.
     pub fn forget_all(&mut self) -> Vec<Change> {
+        self.refused.clear();
         let all = std::mem::take(&mut self.confirmed);
         all.into_keys().map(|path| Change::Delete(format!("{KEY}{path}"))).collect()
     }

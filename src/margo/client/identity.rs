@@ -53,8 +53,8 @@ pub struct IdentityDesk {
     pub shared: SharedMaterial,
     /// Connections to end after an exchange.
     pub exchange: HttpExchange,
-    /// Tells that there is a new identity.
-    pub changes: watch::Sender<u64>,
+    /// Tells our name, anew with every exchange.
+    pub changes: watch::Sender<String>,
     /// Time as certificates see it.
     pub time: BelievedTime,
     /// Clocks.
@@ -89,9 +89,10 @@ impl IdentityDesk {
                 if let Some(complaint) = material.own.complaint(&material.bundle, self.time.reading().seconds) {
                     tracing::warn!("the fleet manager will probably refuse our own SVID: {complaint}");
                 }
+                let name = material.own.name().id().to_string();
                 self.shared.set(Ok(material));
                 self.exchange.renew();
-                self.changes.send_modify(|count| *count += 1);
+                self.changes.send_replace(name);
             }
             None => {
                 let missing = match (self.keeper.own(), self.keeper.bundle()) {
@@ -100,6 +101,8 @@ impl IdentityDesk {
                 };
                 if let Some(why) = why {
                     self.shared.set(Err(why));
+                    // What was made with an identity that is gone is not used any more.
+                    self.exchange.renew();
                 } else if exchanged {
                     self.shared.set(Err(missing.to_owned()));
                 }

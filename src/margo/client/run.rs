@@ -15,14 +15,13 @@ use crate::margo::api::{
     Backoff, Dialect, Preview, Rc3, RequestSigner, Verdict, judge, onboard_request, parse_onboarded,
 };
 use crate::margo::component::Source;
-use crate::margo::config::{Config, Generation};
+use crate::margo::config::{Config, Generation, Member};
 use crate::margo::desired::{Exchange, ExchangeError};
 use crate::margo::http::{HttpExchange, Tls};
 use crate::margo::identity::{BundleCache, BundleSource, IdentityFiles, Keeper, TlsVersions};
 use crate::margo::plant::Plant;
 use crate::margo::storage::{Change, Storage, read};
 use crate::margo::survey::scope;
-use crate::model::DeviceId;
 use crate::platform::clock::SharedClock;
 use crate::platform::durable::Disk;
 use crate::security::pki::BelievedTime;
@@ -59,14 +58,14 @@ struct Onboarded {
     client: String,
 }
 
-/// Runs the client of `only`, or of the gateway, until `token` is cancelled.
+/// Runs the client `member` of the configuration until `token` is cancelled.
 ///
 /// # Errors
 /// [`RunError`]; start it again after a while.
 #[allow(clippy::too_many_arguments, reason = "each is one thing that the app has and the client has not")]
 pub async fn run<P: Plant, S: Storage + Clone>(
     config: Arc<Config>,
-    only: Option<DeviceId>,
+    member: Member,
     plant: Arc<P>,
     storage: S,
     clock: SharedClock,
@@ -74,16 +73,13 @@ pub async fn run<P: Plant, S: Storage + Clone>(
     status: watch::Sender<ClientStatus>,
     token: CancellationToken,
 ) -> Result<(), RunError> {
-    let scope = scope(&config, only.as_ref()).ok_or_else(|| RunError::setup(&"the device's id is no deviceId"))?;
-    let source = Arc::new(Source::new(config.source.clone()).map_err(|e| RunError::setup(&e))?);
-    let files = match (&config.mode, &only) {
-        (crate::margo::config::Mode::Transparent(all), Some(device)) => all.get(device).unwrap_or(&config.identity),
-        _ => &config.identity,
-    };
+    let scope =
+        scope(&config, member.only.as_ref()).ok_or_else(|| RunError::setup(&"the device's id is no deviceId"))?;
+    let source = Arc::new(Source::new(config.source.clone(), member.images()).map_err(|e| RunError::setup(&e))?);
     let parts = |exchange: Arc<HttpExchange>| Parts {
         config: config.clone(),
         scope: scope.clone(),
-        only: only.clone(),
+        only: member.only.clone(),
         plant: plant.clone(),
         storage: storage.clone(),
         exchange,
@@ -92,7 +88,7 @@ pub async fn run<P: Plant, S: Storage + Clone>(
     };
     match &config.generation {
         Generation::Rc3 { bundle, tls, max_age } => {
-            let (desk, exchange, changes) = rc3(&config, files, bundle, *tls, *max_age, &clock, &time, only.as_ref());
+            let (desk, exchange, changes) = rc3(&config, &member, bundle, *tls, *max_age, &clock, &time);
             let dialect: Arc<dyn Dialect> = Arc::new(Rc3::new(config.url.clone()));
             let client = Client::load(parts(Arc::new(exchange)), dialect, changes, status).await?;
             let inner = token.child_token();
@@ -111,13 +107,13 @@ pub async fn run<P: Plant, S: Storage + Clone>(
             let tls = tls.map_err(|e| RunError::setup(&e))?;
             let make = move || Ok(Tls { config: tls.current().as_ref().clone(), max_age: Duration::from_secs(3_600) });
             let exchange = Arc::new(HttpExchange::new(make, config.timeout, clock.clone()));
-            let onboarding = onboard(&config, files, *pss, exchange.as_ref(), &storage, &status);
+            let onboarding = onboard(&config, &member.identity, *pss, exchange.as_ref(), &storage, &status);
             let dialect = tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 dialect = onboarding => dialect?,
             };
             // The key of the older interface is exchanged with a restart: the client id hangs on it.
-            let (_keep, changes) = watch::channel(0);
+            let (_keep, changes) = watch::channel(format!("{} {}", config.url, dialect.client()));
             let client = Client::load(parts(exchange), Arc::new(dialect), changes, status).await?;
             Ok(client.run(token).await?)
         }
@@ -127,21 +123,20 @@ pub async fn run<P: Plant, S: Storage + Clone>(
 #[allow(clippy::too_many_arguments, reason = "a part of `run`, split off to fit a screen")]
 fn rc3(
     config: &Config,
-    files: &IdentityFiles,
+    member: &Member,
     bundle: &BundleSource,
     tls: TlsVersions,
     max_age: Duration,
     clock: &SharedClock,
     time: &BelievedTime,
-    only: Option<&DeviceId>,
-) -> (IdentityDesk, HttpExchange, watch::Receiver<u64>) {
+) -> (IdentityDesk, HttpExchange, watch::Receiver<String>) {
     let shared = SharedMaterial::default();
     let (material, believed) = (shared.clone(), time.clone());
     let make = move || material.tls(&believed, tls, max_age);
     let exchange = HttpExchange::new(make, config.timeout, clock.clone());
-    let directory = only.map_or_else(|| config.directory.clone(), |device| config.directory.join(device.as_str()));
-    let keeper = Keeper::new(files.clone(), bundle.clone(), BundleCache::new(&directory, Disk::default()));
-    let (changes, seen) = watch::channel(0);
+    let cache = BundleCache::new(&member.directory, Disk::default());
+    let keeper = Keeper::new(member.identity.clone(), bundle.clone(), cache);
+    let (changes, seen) = watch::channel(String::new());
     let (exchange2, time, clock) = (exchange.clone(), time.clone(), clock.clone());
     let mut desk = IdentityDesk { keeper, shared, exchange: exchange2, changes, time, clock };
     // What is on disk is used from the first request on.

@@ -2,6 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::engine::Client;
+use super::leave::Leaving;
+use crate::margo::api::{StatusError, overall};
+use crate::margo::desired::Exchange;
+use crate::margo::plant::Plant;
+use crate::margo::reconcile::Placement;
+use crate::margo::storage::Storage;
+
 /// One deployment on one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeploymentLine {
@@ -40,6 +48,62 @@ pub struct ClientStatus {
     pub devices: usize,
     /// Statuses that wait for confirmation.
     pub statuses_waiting: usize,
+    /// How far leaving is.
+    #[serde(default)]
+    pub leaving: Leaving,
+    /// Devices that the fleet manager knows of, whether they are here or not.
+    #[serde(default)]
+    pub devices_known: usize,
     /// Deployments.
     pub deployments: Vec<DeploymentLine>,
+}
+
+impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
+    pub(super) fn publish(&self) {
+        let (devices_reported, devices) = self.roster.progress();
+        let (lines, leaving) = (self.lines(), self.leaving());
+        self.status.send_if_modified(|status| {
+            let next = ClientStatus {
+                device: self.parts.scope.top.to_string(),
+                url: self.parts.config.url.to_string(),
+                manifest_version: self.head.as_ref().map_or(0, |head| head.version),
+                devices_reported,
+                devices,
+                leaving,
+                devices_known: self.roster.known(),
+                statuses_waiting: self.reconciler.outbox().len(),
+                deployments: lines,
+                ..status.clone()
+            };
+            let changed = *status != next;
+            *status = next;
+            changed
+        });
+    }
+
+    pub(super) fn lines(&self) -> Vec<DeploymentLine> {
+        let mut lines = Vec::new();
+        for (record, placements) in self.reconciler.view() {
+            let line = |placement: Option<&Placement>, state: &str, reason: String| DeploymentLine {
+                deployment: record.id.to_string(),
+                device: placement.map(|placement| placement.path.to_string()).unwrap_or_default(),
+                adopted: self.reconciler.adopted(record, placement),
+                state: state.to_owned(),
+                reason,
+            };
+            let failed = record.failed.as_ref();
+            let reason = |error: Option<&StatusError>| {
+                error.map(|error| format!("{}: {}", error.code, error.message)).unwrap_or_default()
+            };
+            if placements.is_empty() {
+                lines.push(line(None, if failed.is_some() { "failed" } else { "pending" }, reason(failed)));
+            }
+            for placement in placements {
+                let error = placement.parts.iter().find_map(|part| part.error.as_ref()).or(failed);
+                let state = overall(placement.parts.iter().map(|part| part.state));
+                lines.push(line(Some(placement), state.as_str(), reason(error)));
+            }
+        }
+        lines
+    }
 }

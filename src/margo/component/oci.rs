@@ -84,13 +84,13 @@ pub struct SourceConfig {
     pub plain: Vec<String>,
     /// User and password.
     pub login: Option<(String, Secret)>,
-    /// Where images of firmware lie.
-    pub cache: PathBuf,
 }
 
 /// Fetches components.
 pub struct Source {
     config: SourceConfig,
+    /// Where images of firmware lie.
+    cache: PathBuf,
     client: Option<Client>,
     disk: Disk,
 }
@@ -111,11 +111,11 @@ enum Miss {
 }
 
 impl Source {
-    /// Prepares fetching.
+    /// Prepares fetching, of images of firmware into the directory `cache`.
     ///
     /// # Errors
     /// When the authorities' file cannot be read.
-    pub fn new(config: SourceConfig) -> Result<Self, std::io::Error> {
+    pub fn new(config: SourceConfig, cache: PathBuf) -> Result<Self, std::io::Error> {
         // The registry client takes the process-wide provider; a second call changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let certificates = match &config.ca {
@@ -133,7 +133,7 @@ impl Source {
                 ..ClientConfig::default()
             })
         });
-        Ok(Self { config, client, disk: Disk::default() })
+        Ok(Self { config, cache, client, disk: Disk::default() })
     }
 
     /// Fetches every component of a deployment and binds its parameters.
@@ -161,7 +161,7 @@ impl Source {
     /// Removes images of firmware that nobody names any more. Not while something is fetched.
     pub fn sweep(&self, keep: &BTreeSet<Digest>) {
         let keep: BTreeSet<String> = keep.iter().map(Digest::hex).collect();
-        let Ok(entries) = std::fs::read_dir(&self.config.cache) else { return };
+        let Ok(entries) = std::fs::read_dir(&self.cache) else { return };
         for entry in entries.flatten() {
             let named = entry.file_name().to_str().is_some_and(|name| keep.contains(name));
             if !named && let Err(error) = std::fs::remove_file(entry.path()) {
@@ -244,7 +244,7 @@ impl Source {
     /// An image of firmware, into the cache under its digest.
     async fn image(&self, reference: &Reference, layer: &Layer) -> Result<(), Miss> {
         let broken = |error: std::io::Error| Miss::Later(format!("the cache of firmware: {error}"));
-        let directory = &self.config.cache;
+        let directory = &self.cache;
         self.disk.create_directory(directory, Access::Private).map_err(broken)?;
         let place = directory.join(layer.digest.hex());
         if place.metadata().is_ok_and(|found| found.len() == layer.size) {
@@ -480,12 +480,8 @@ pub(crate) mod tests {
     }
 
     fn source(directory: &Path) -> Source {
-        let config = SourceConfig {
-            directory: Some(directory.join("oci")),
-            cache: directory.join("cache"),
-            ..SourceConfig::default()
-        };
-        Source::new(config).unwrap()
+        let config = SourceConfig { directory: Some(directory.join("oci")), ..SourceConfig::default() };
+        Source::new(config, directory.join("cache")).unwrap()
     }
 
     #[tokio::test]

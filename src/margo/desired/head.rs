@@ -78,6 +78,11 @@ impl<S: Storage> HeadStore<'_, S> {
         Ok(head)
     }
 
+    /// No manifest is in force: another fleet manager counts for itself.
+    pub fn forget() -> Change {
+        Change::Delete(KEY.to_owned())
+    }
+
     /// Keeps another `ETag` of the same manifest.
     ///
     /// # Errors

@@ -78,6 +78,17 @@ impl BundleCache {
         self.disk.replace(&self.path, &bytes, Access::Private).map_err(|source| self.io("write", source))
     }
 
+    /// Removes what lies there.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn clear(&self) -> Result<(), CacheError> {
+        match self.disk.remove(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(self.io("remove", error)),
+            _ => Ok(()),
+        }
+    }
+
     fn io(&self, act: &'static str, source: std::io::Error) -> CacheError {
         CacheError::Io { act, path: self.path.clone(), source }
     }

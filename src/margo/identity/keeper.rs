@@ -85,6 +85,11 @@ pub enum KeeperError {
     /// The server did not give one.
     #[error("the trust bundle could not be fetched: {0}")]
     Fetch(String),
+    /// The key was destroyed.
+    #[error(
+        "our own key {0} is gone, and what was made with it is not used any more; `fieldgate margo join` makes another"
+    )]
+    KeyGone(String),
     /// An exchanged SVID of somebody else.
     #[error(
         "the new SVID is of {found}, this client is {wanted}; a transfer is a new enrolment: `fieldgate margo leave`, then join"
@@ -192,6 +197,10 @@ impl Keeper {
         let seen = Digest::of(&[*Digest::of(&chain).as_bytes(), *Digest::of(&key).as_bytes()].concat());
         if self.seen_identity.replace(seen) == Some(seen) {
             return None;
+        }
+        if self.own.is_some() && !self.files.key.exists() {
+            self.own = None;
+            return Some(Err(KeeperError::KeyGone(self.files.key.display().to_string())));
         }
         Some(self.take_identity(OwnSvid::load(&self.files.chain, &self.files.key)))
     }

@@ -1,5 +1,6 @@
 //! Whether a presented certificate is the SVID of one named peer. Every rule has a variant of [`SvidError`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,19 @@ use super::spiffe::{SpiffeError, SpiffeId};
 const MAX_CHAIN: usize = 8;
 /// Shortest RSA key.
 const MIN_RSA_BITS: usize = 3_072;
+
+/// A moment in Unix seconds, shown as a date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(pub i64);
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_second(self.0) {
+            Ok(time) => time.fmt(f),
+            Err(_) => write!(f, "{} s", self.0),
+        }
+    }
+}
 
 /// Which rule an SVID breaks. [`SvidError::code`] is stable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,16 +75,28 @@ pub enum SvidError {
     )]
     Key(String),
     /// Its end has passed.
-    #[error(
-        "a certificate of the chain has expired (ours is the clock that says {0}); compare the clocks, or renew it"
-    )]
-    Expired(i64),
+    #[error("{what} ended at {end}, and our clock says {now}: renew it, or set the clock that is wrong")]
+    Expired {
+        /// Which certificate of the chain.
+        what: String,
+        /// When.
+        end: Moment,
+        /// Our clock.
+        now: Moment,
+    },
     /// Its start lies ahead.
-    #[error("a certificate of the chain is not valid yet (ours is the clock that says {0}); compare the clocks")]
-    NotYet(i64),
+    #[error("{what} begins at {start}, and our clock says {now}: set the clock that is wrong")]
+    NotYet {
+        /// Which certificate of the chain.
+        what: String,
+        /// When.
+        start: Moment,
+        /// Our clock.
+        now: Moment,
+    },
     /// No path to an anchor.
     #[error(
-        "no anchor of the trust bundle in force (sequence {sequence}, {anchors} anchors) vouches for the certificate"
+        "no anchor of the trust bundle in force (sequence {sequence}, {anchors} anchors) vouches for the certificate; it is of another authority, or an intermediate certificate behind it is missing"
     )]
     Untrusted {
         /// Of the bundle.
@@ -95,8 +121,8 @@ impl SvidError {
             Self::Authority => "authority",
             Self::MaySign(_) => "may-sign",
             Self::Key(_) => "weak-key",
-            Self::Expired(_) => "expired",
-            Self::NotYet(_) => "not-yet-valid",
+            Self::Expired { .. } => "expired",
+            Self::NotYet { .. } => "not-yet-valid",
             Self::Untrusted { .. } => "untrusted",
             Self::WrongPurpose => "wrong-purpose",
         }
@@ -220,19 +246,42 @@ fn anchored(chain: &[CertificateDer<'_>], bundle: &TrustBundle, now: i64, side: 
             .map_err(|error| rustls::Error::General(error.to_string()))
             .and_then(|verifier| verifier.verify_client_cert(leaf, intermediates, time).map(|_| ())),
     };
-    outcome.map_err(|error| explain(&error, bundle, now))
+    outcome.map_err(|error| explain(&error, chain, bundle, now))
 }
 
-fn explain(error: &rustls::Error, bundle: &TrustBundle, now: i64) -> SvidError {
+fn explain(error: &rustls::Error, chain: &[CertificateDer<'_>], bundle: &TrustBundle, now: i64) -> SvidError {
     use CertificateError as C;
     let rustls::Error::InvalidCertificate(reason) = error else { return SvidError::Malformed(error.to_string()) };
     match reason {
-        C::Expired | C::ExpiredContext { .. } => SvidError::Expired(now),
-        C::NotValidYet | C::NotValidYetContext { .. } => SvidError::NotYet(now),
+        C::Expired | C::ExpiredContext { .. } => {
+            let (what, end) = culprit(chain, |from_to| (from_to.1 < now).then_some(from_to.1));
+            SvidError::Expired { what, end: Moment(end.unwrap_or(now)), now: Moment(now) }
+        }
+        C::NotValidYet | C::NotValidYetContext { .. } => {
+            let (what, start) = culprit(chain, |from_to| (from_to.0 > now).then_some(from_to.0));
+            SvidError::NotYet { what, start: Moment(start.unwrap_or(now)), now: Moment(now) }
+        }
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => SvidError::WrongPurpose,
         C::UnknownIssuer | C::BadSignature => {
             SvidError::Untrusted { sequence: bundle.sequence, anchors: bundle.anchors().len() }
         }
         other => SvidError::Malformed(format!("{other:?}")),
     }
+}
+
+/// The first certificate of a chain whose times (from, to) are wrong, for people, and the time that is.
+fn culprit(chain: &[CertificateDer<'_>], wrong: impl Fn((i64, i64)) -> Option<i64>) -> (String, Option<i64>) {
+    for (at, der) in chain.iter().enumerate() {
+        let Ok(certificate) = parse(der) else { continue };
+        let times = certificate.validity();
+        if let Some(time) = wrong((times.not_before.timestamp(), times.not_after.timestamp())) {
+            let what = if at == 0 {
+                "the certificate itself".to_owned()
+            } else {
+                format!("the intermediate certificate {:?} behind it", certificate.subject().to_string())
+            };
+            return (what, Some(time));
+        }
+    }
+    ("a certificate of the chain".to_owned(), None)
 }

@@ -3,20 +3,13 @@
 use std::sync::Arc;
 
 use super::core::{JOBS, Job, PlacementKey, Reconciler, Retry, Running};
+use super::place::Works;
 use super::record::{Begun, Part, Placement};
 use super::report;
 use crate::margo::api::{State, StatusError};
 use crate::margo::component::{PointValue, Work};
 use crate::margo::plant::{Act, Before, Order, Refusal};
 use crate::margo::words::Digest;
-
-/// Code of a status when the device does not answer.
-const UNREACHABLE: &str = "102";
-const CONFLICT: &str = "conflict";
-/// Codes of our own objections, which pass when somebody changes a setting.
-const OBJECTIONS: [&str; 3] = ["not-supported", "not-delegated", "does-not-fit"];
-/// Code of a status when the plant refuses with one of those codes: that is final, whatever our own rules say.
-const REFUSED: &str = "refused";
 
 impl Placement {
     /// Whether everything was undone.
@@ -28,10 +21,6 @@ impl Placement {
 impl Part {
     fn needs_work(&self) -> bool {
         self.wanted.is_some() && (self.wanted != self.applied || self.touched.is_some())
-    }
-
-    fn has_code(&self, code: &str) -> bool {
-        self.error.as_ref().is_some_and(|error| error.code == code)
     }
 }
 
@@ -95,13 +84,13 @@ impl Reconciler {
             let known = old.iter().position(|part| part.name == wanted.name);
             let mut part = known.map_or_else(|| Part::new(&wanted.name), |at| old.remove(at));
             part.wanted = Some(wanted.work);
-            part.error = None;
-            part.state = if part.needs_work() { State::Pending } else { State::Installed };
+            part.is_now(if part.needs_work() { State::Pending } else { State::Installed });
             placement.parts.push(part);
         }
         // What the new revision leaves out is undone first, so that it cannot undo what the new one does.
         for mut part in old.into_iter().filter(|part| part.in_force().is_some()) {
-            (part.wanted, part.error) = (None, None);
+            part.wanted = None;
+            part.is_now(part.state);
             placement.parts.push(part);
         }
         placement.aligned = Some(ready.digest);
@@ -131,7 +120,8 @@ impl Reconciler {
         if placement.leaving && !self.devices.contains_key(&placement.path) {
             // The device is gone for good: there is nothing left to undo anything on.
             for part in &mut placement.parts {
-                (part.state, part.error, part.order) = (State::Removed, None, None);
+                part.is_now(State::Removed);
+                part.order = None;
             }
             return;
         }
@@ -154,11 +144,9 @@ impl Reconciler {
         for part in &mut placement.parts {
             let undo = leaving || part.wanted.is_none();
             match part.in_force() {
-                None if undo => (part.state, part.error) = (State::Removed, None),
+                None if undo => part.is_now(State::Removed),
                 _ if undo => (part.state, part.error) = (State::Removing, Some(error.clone())),
-                _ if part.needs_work() && (part.state != State::Failed || part.has_code(UNREACHABLE)) => {
-                    part.fail(error.clone())
-                }
+                _ if part.needs_work() && (part.state != State::Failed || part.passing) => part.wait(error.clone()),
                 _ => {}
             }
         }
@@ -172,7 +160,7 @@ impl Reconciler {
         let leaving = placement.leaving;
         for part in &mut placement.parts {
             if (leaving || part.wanted.is_none()) && part.in_force().is_none() {
-                (part.state, part.error) = (State::Removed, None);
+                part.is_now(State::Removed);
             }
         }
         if !leaving {
@@ -185,7 +173,8 @@ impl Reconciler {
             let name = placement.parts[at].name.clone();
             let order = placement.next_order(&name);
             let part = &mut placement.parts[at];
-            (part.state, part.error, part.order) = (State::Removing, None, Some((order, true)));
+            part.is_now(State::Removing);
+            part.order = Some((order, true));
             self.give_again(key, placement, at);
         }
         true
@@ -195,29 +184,21 @@ impl Reconciler {
         let Some(at) = placement.parts.iter().position(Part::needs_work) else { return };
         let path = placement.path.clone();
         let part = &mut placement.parts[at];
-        let may_pass = part.has_code(UNREACHABLE) || part.has_code(CONFLICT) || Self::is_objection(part);
-        if part.state == State::Failed && !may_pass {
+        if part.state == State::Failed && !part.passing {
             return;
         }
         let retry = Retry::Part(key.clone(), part.name.clone());
         if let Some((code, why)) = self.objection(key, part) {
-            // Said once: an objection stays until somebody changes something.
-            if !part.has_code(code) {
-                part.fail(report::error(&self.scope.top, code, &why));
-            }
+            part.wait(report::error(&self.scope.top, code, &why));
             return;
         }
         if self.running.len() >= JOBS || !self.may_try(&retry, now_ns) {
             return;
         }
         let Some(work) = part.wanted.and_then(|work| self.works.get(&work)).cloned() else { return };
-        (part.state, part.error) = (State::Pending, None);
+        part.is_now(State::Pending);
         let device = self.devices.get(&path).and_then(|view| view.device.clone());
         self.begin(Running::Part(key.clone(), part.name.clone()), Job::Before { device, work });
-    }
-
-    fn is_objection(part: &Part) -> bool {
-        OBJECTIONS.iter().any(|code| part.has_code(code))
     }
 
     /// Why a part cannot be applied on its device now.
@@ -236,7 +217,7 @@ impl Reconciler {
             let taken = held.flat_map(|work| work.claims()).find(|claim| claims.contains(claim));
             if let Some(claim) = taken {
                 let name = &part.name;
-                return Some((CONFLICT, format!("{name}: {claim} is held by deployment {}", other.deployment)));
+                return Some(("conflict", format!("{name}: {claim} is held by deployment {}", other.deployment)));
             }
         }
         None
@@ -250,7 +231,11 @@ impl Reconciler {
         let Some(work) = work.and_then(|work| self.works.get(&work)).cloned() else { return };
         let act = match undo {
             true => Act::Undo { work: work.as_ref().clone(), before: part.before.clone() },
-            false => Act::Apply(effective(&work, &part.before)),
+            false => {
+                let work = effective(&work, &part.before);
+                let applied = part.applied.and_then(|applied| self.works.get(&applied));
+                Act::Apply { back: back(&work, applied.map(AsRef::as_ref), &part.before), work }
+            }
         };
         let device =
             self.devices.get(&placement.path).map_or_else(|| placement.device.clone(), |view| view.device.clone());
@@ -279,7 +264,8 @@ impl Reconciler {
                     let is_first = part.in_force().is_none();
                     part.before = merged(std::mem::take(&mut part.before), before, is_first);
                     part.touched = part.wanted;
-                    (part.state, part.error, part.order) = (State::Installing, None, Some((order, false)));
+                    part.is_now(State::Installing);
+                    part.order = Some((order, false));
                     placement.begun = digest.map(|digest| Begun { digest, version: self.head });
                     self.give_again(key, &placement, at);
                 }
@@ -300,17 +286,22 @@ impl Reconciler {
             match done {
                 Ok(()) if undo => {
                     (part.applied, part.touched, part.before) = (None, None, Before::default());
-                    (part.state, part.error) =
-                        (if leaving || part.wanted.is_none() { State::Removed } else { State::Pending }, None);
+                    part.is_now(if leaving || part.wanted.is_none() { State::Removed } else { State::Pending });
                     self.forget_retry(&Retry::Part(key.clone(), name.to_owned()));
                 }
                 Ok(()) => {
                     (part.applied, part.touched) = (part.wanted, None);
-                    (part.state, part.error) = (State::Installed, None);
-                    keep_only_written(part, works.get(&part.applied.unwrap_or_else(|| Digest::of(b""))));
+                    part.is_now(State::Installed);
+                    keep_only_written(part, &works);
                     self.forget_retry(&Retry::Part(key.clone(), name.to_owned()));
                 }
-                Err(refusal) => self.refused(key, part, &refusal, undo, now_ns),
+                Err(refusal) => {
+                    if refusal.untouched && !undo {
+                        part.touched = None;
+                        keep_only_written(part, &works);
+                    }
+                    self.refused(key, part, &refusal, undo, now_ns);
+                }
             }
             self.changed.insert(key.clone());
         }
@@ -322,12 +313,8 @@ impl Reconciler {
             (true, true) => {
                 (part.state, part.error) = (State::Removing, Some(StatusError::unreachable(&self.scope.top)));
             }
-            (true, false) => part.fail(StatusError::unreachable(&self.scope.top)),
-            (false, _) => {
-                let ours = OBJECTIONS.contains(&refusal.code.as_str());
-                let code = if ours { REFUSED } else { &refusal.code };
-                part.fail(report::error(&key.1, code, &refusal.message));
-            }
+            (true, false) => part.wait(StatusError::unreachable(&self.scope.top)),
+            (false, _) => part.fail(report::error(&key.1, &refusal.code, &refusal.message)),
         }
         // An undo is tried again whatever it was: nobody can ask for it a second time.
         if refusal.unreachable || undo {
@@ -358,9 +345,27 @@ fn effective(work: &Arc<Work>, before: &Before) -> Work {
     }
 }
 
-/// Points that were put back are not ours any more.
-fn keep_only_written(part: &mut Part, work: Option<&Arc<Work>>) {
-    if let Some(Work::Recipe { values }) = work.map(AsRef::as_ref) {
+/// What is in force of the points that a recipe writes: of the revision before, or of before the first one.
+fn back(work: &Work, applied: Option<&Work>, before: &Before) -> Before {
+    let Work::Recipe { values } = work else { return Before::default() };
+    let held = |point: &String| match applied {
+        Some(Work::Recipe { values }) => values.iter().find(|value| value.point == *point).map(|value| &value.value),
+        _ => None,
+    };
+    let value = |wanted: &PointValue| {
+        let value = held(&wanted.point).or_else(|| before.values.get(&wanted.point))?;
+        Some((wanted.point.clone(), value.clone()))
+    };
+    Before { values: values.iter().filter_map(value).collect(), token: None }
+}
+
+/// Points that are not written any more are not ours any more.
+fn keep_only_written(part: &mut Part, works: &Works) {
+    let Some(applied) = part.applied else {
+        part.before = Before::default();
+        return;
+    };
+    if let Some(Work::Recipe { values }) = works.get(&applied).map(AsRef::as_ref) {
         part.before.values.retain(|point, _| values.iter().any(|value| value.point == *point));
     }
 }

@@ -276,6 +276,11 @@ impl Reconciler {
         self.outbox.done(number)
     }
 
+    /// Another fleet manager is told nothing of what the one before did not hear.
+    pub fn forget_statuses(&mut self) -> Vec<Change> {
+        self.outbox.forget()
+    }
+
     /// Works that are named somewhere, for the sweep of blobs.
     pub fn named_works(&self) -> BTreeSet<Digest> {
         let ready = self.records.values().filter_map(|record| record.ready.as_ref());

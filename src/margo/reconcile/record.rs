@@ -106,6 +106,9 @@ pub struct Part {
     pub state: State,
     /// Why it failed.
     pub error: Option<StatusError>,
+    /// The failure passes when the device answers or somebody changes a setting: it is looked at again.
+    #[serde(default)]
+    pub passing: bool,
     /// The order that was given and not answered: its key, and whether it undoes.
     pub order: Option<(String, bool)>,
     /// What was there before the first revision.
@@ -165,6 +168,7 @@ impl Part {
             touched: None,
             state: State::Pending,
             error: None,
+            passing: false,
             order: None,
             before: Before::default(),
         }
@@ -175,8 +179,19 @@ impl Part {
         self.touched.or(self.applied)
     }
 
+    /// It is in another state, and nothing is wrong.
+    pub(super) fn is_now(&mut self, state: State) {
+        (self.state, self.error, self.passing) = (state, None, false);
+    }
+
+    /// It failed for good, until somebody deploys something else.
     pub(super) fn fail(&mut self, error: StatusError) {
-        (self.state, self.error) = (State::Failed, Some(error));
+        (self.state, self.error, self.passing) = (State::Failed, Some(error), false);
+    }
+
+    /// It cannot be done now.
+    pub(super) fn wait(&mut self, error: StatusError) {
+        (self.state, self.error, self.passing) = (State::Failed, Some(error), true);
     }
 }
 

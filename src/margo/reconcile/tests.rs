@@ -72,11 +72,11 @@ impl Plant {
 
     fn write(&mut self, name: &str, act: &Act) {
         let (kind, values) = match act {
-            Act::Apply(Work::Recipe { values }) => {
+            Act::Apply { work: Work::Recipe { values }, .. } => {
                 ("apply", values.iter().map(|v| (v.point.clone(), v.value.clone())).collect())
             }
             Act::Undo { before, .. } => ("undo", before.values.clone()),
-            Act::Apply(_) => ("apply", BTreeMap::new()),
+            Act::Apply { .. } => ("apply", BTreeMap::new()),
         };
         self.done.push((name.to_owned(), kind.to_owned()));
         for (point, value) in values {
@@ -416,7 +416,10 @@ async fn a_refusal_of_the_plant_in_our_own_words_is_final_too() {
     let refusal = Refusal::new("not-delegated", "a tier 1 device that keeps this for itself");
     bench.plant.refuse.insert("a".to_owned(), refusal);
     bench.want(&[(1, "gw/a", &["r1"])]).await;
-    assert_eq!((bench.last(1, Some("gw/a")).state, bench.code(1, Some("gw/a")).as_str()), (State::Failed, "refused"));
+    assert_eq!(
+        (bench.last(1, Some("gw/a")).state, bench.code(1, Some("gw/a")).as_str()),
+        (State::Failed, "not-delegated")
+    );
     let orders = bench.plant.answers.len();
     bench.pass(3_600).await;
     bench.look().await;

@@ -1,10 +1,15 @@
 use super::*;
 use crate::contract::{telemetry, timestamp};
-use crate::model::{Batch, ClockTrust, DeviceId, Gap, GapReason, PointId, Quality, Sample, Stamp, Uptime, Value};
+use crate::model::{Batch, ClockTrust, DeviceId, Gap, GapReason, PointId, Quality, Sample, Stamp, Value};
 use crate::northbound::filter::Pattern;
 
 fn record(seq: Seq, device: &str, points: &[(&str, f64)]) -> Record {
-    let at = Stamp { wall_ms: 1_763_812_800_000 + seq as i64, mono_ns: 0, trust: ClockTrust::Synchronised };
+    let at = Stamp {
+        wall_ms: 1_763_812_800_000 + seq as i64,
+        mono_ns: 0,
+        uptime: Default::default(),
+        trust: ClockTrust::Synchronised,
+    };
     let sample = |&(name, v): &(&str, f64)| Sample {
         point: PointId::new(name).unwrap(),
         value: Some(Value::Double(v)),
@@ -13,7 +18,7 @@ fn record(seq: Seq, device: &str, points: &[(&str, f64)]) -> Record {
         at,
     };
     let batch = Batch { device: DeviceId::new(device).unwrap(), at, samples: points.iter().map(sample).collect() };
-    let payload = telemetry(&batch, Uptime::default()).encode_as(Encoding::Protobuf);
+    let payload = telemetry(&batch).encode_as(Encoding::Protobuf);
     Record {
         lane: Lane::Bulk,
         seq,
@@ -194,7 +199,12 @@ fn a_damaged_record_is_an_error_and_leaves_no_half_messages() {
 fn stamps_from_before_the_clock_was_set_are_mended_and_order_does_not_change() {
     let boot = crate::platform::clock::Boot { id: 5, origin_ms: 0 };
     let early = |seq: Seq| {
-        let at = Stamp { wall_ms: 1_000 * seq as i64, mono_ns: seq * 1_000_000_000, trust: ClockTrust::Unsynchronised };
+        let at = Stamp {
+            wall_ms: 1_000 * seq as i64,
+            mono_ns: seq * 1_000_000_000,
+            uptime: boot.uptime(seq * 1_000_000_000),
+            trust: ClockTrust::Unsynchronised,
+        };
         let sample = Sample {
             point: PointId::new("n").unwrap(),
             value: Some(Value::Uint(seq)),
@@ -203,7 +213,7 @@ fn stamps_from_before_the_clock_was_set_are_mended_and_order_does_not_change() {
             at,
         };
         let batch = Batch { device: DeviceId::new("pump").unwrap(), at, samples: vec![sample] };
-        let payload = telemetry(&batch, boot.uptime(at.mono_ns)).encode_as(Encoding::Protobuf);
+        let payload = telemetry(&batch).encode_as(Encoding::Protobuf);
         Record { seq, ts_ms: at.wall_ms, payload, ..record(seq, "pump", &[]) }
     };
     let noon = 1_763_812_800_000;
@@ -214,7 +224,12 @@ fn stamps_from_before_the_clock_was_set_are_mended_and_order_does_not_change() {
         for seq in [1, 2, 3] {
             let known = seq > 1 || encoding == Encoding::Protobuf;
             if known {
-                let now = Stamp { wall_ms: noon, mono_ns: 10_000_000_000, trust: ClockTrust::Synchronised };
+                let now = Stamp {
+                    wall_ms: noon,
+                    mono_ns: 10_000_000_000,
+                    uptime: Default::default(),
+                    trust: ClockTrust::Synchronised,
+                };
                 settings.observe(boot, now);
             }
             let messages = run(&mut publisher, &live(early(seq)));

@@ -149,7 +149,7 @@ mod tests {
     const BOOT: Boot = Boot { id: 7, origin_ms: 60_000 };
 
     fn stamp(wall_ms: i64, mono_s: u64, trust: ClockTrust) -> Stamp {
-        Stamp { wall_ms, mono_ns: mono_s * 1_000_000_000, trust }
+        Stamp { wall_ms, mono_ns: mono_s * 1_000_000_000, uptime: Default::default(), trust }
     }
 
     #[test]

@@ -163,7 +163,7 @@ mod tests {
     const YEAR: Validity = Validity { not_before: NOW, not_after: NOW + 365 * DAY };
 
     fn stamp(wall_s: i64, mono_s: u64, trust: ClockTrust) -> Stamp {
-        Stamp { wall_ms: wall_s * 1_000, mono_ns: mono_s * 1_000_000_000, trust }
+        Stamp { wall_ms: wall_s * 1_000, mono_ns: mono_s * 1_000_000_000, uptime: Default::default(), trust }
     }
 
     #[test]

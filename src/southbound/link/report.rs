@@ -7,6 +7,7 @@ use tokio::sync::mpsc::Permit;
 use super::super::driver::Driver;
 use super::super::{DeviceStats, Update};
 use super::LinkTask;
+use crate::platform::beat;
 
 /// Statistics are reported at least this often.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -79,6 +80,6 @@ impl<D: Driver> LinkTask<D> {
     pub(super) fn next_report(&self) -> Duration {
         let next =
             self.slots().filter(|(_, device)| device.outstanding == 0).map(|(_, device)| device.last_report).min();
-        next.unwrap_or_else(|| self.now()) + REPORT_EVERY
+        beat::put_off(next.unwrap_or_else(|| self.now()) + REPORT_EVERY, beat::BEAT)
     }
 }

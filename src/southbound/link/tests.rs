@@ -235,7 +235,9 @@ async fn a_slow_device_takes_the_bus_from_nobody_more_than_its_turn() {
 #[tokio::test(start_paused = true)]
 async fn a_device_is_asked_who_it_is_after_every_new_connection() {
     let (_, plant) = run(1, Plant { reconnects_every: Some(100), ..Plant::default() }, Duration::from_secs(50)).await;
-    assert_eq!(plant.requests[&0].div_ceil(100), plant.questions, "{} reads", plant.requests[&0]);
+    // The last connection may be so new that nothing was read from it.
+    let connections = plant.requests[&0] / 100;
+    assert!((connections..=connections + 1).contains(&plant.questions), "{:?}", (&plant.requests, plant.questions));
     assert!(plant.questions > 5);
 }
 
@@ -256,7 +258,7 @@ async fn a_link_that_cannot_be_made_is_tried_at_the_pauses_that_are_configured()
         })
         .collect();
     assert_eq!(pauses, [2, 4, 8, 8]);
-    let until = link.down.as_ref().unwrap().retry_at;
+    let until = link.down.as_ref().unwrap().retry_at - link.now();
     assert!((6.4..=8.0).contains(&until.as_secs_f64()), "a fifth of the pause is left to chance: {until:?}");
 }
 

@@ -75,6 +75,34 @@ fn hurry_makes_slow_groups_due_now() {
     assert_eq!(schedule.next(Duration::ZERO), Some((job(0, 0), true)));
 }
 
+/// When the third cycles of 20 links come due that were started at once, as parts of the period.
+fn third_cycles(every: Duration) -> Vec<Duration> {
+    let links = (0..20).map(|link| f64::from(link) / 20.0);
+    let of_link = |chance: f64| {
+        let mut schedule = Schedule::default();
+        schedule.add(job(0, 0), every, Duration::ZERO, chance);
+        for _ in 0..2 {
+            let now = schedule.wake_at().unwrap();
+            schedule.tick(now, || chance, |_, _, _| panic!("no overrun"));
+            schedule.next(now).unwrap();
+            schedule.finished(job(0, 0), now);
+        }
+        schedule.wake_at().unwrap()
+    };
+    links.map(of_link).collect()
+}
+
+#[test]
+fn links_that_are_read_at_one_rate_meet_at_a_few_moments_of_it() {
+    for (every, grid) in [(1000 * MS, 100 * MS), (100 * MS, 10 * MS), (50 * MS, 5 * MS), (60_000 * MS, 100 * MS)] {
+        let due = third_cycles(every);
+        assert!(due.iter().all(|due| due.as_nanos() % grid.as_nanos() == 0), "{every:?}: {due:?}");
+        let moments: std::collections::BTreeSet<u128> = due.iter().map(|d| d.as_nanos() % every.as_nanos()).collect();
+        assert!(moments.len() >= 4, "{every:?}: {moments:?} are too many devices at once");
+        assert!(moments.len() <= 10 || every > 1000 * MS, "{every:?}: {moments:?}");
+    }
+}
+
 proptest! {
     /// Served or left out, every tick of the grid is accounted for once; a group never runs twice at the same time.
     #[test]

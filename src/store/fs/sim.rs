@@ -171,6 +171,13 @@ impl SimFs {
         state.dirs.iter().flat_map(|(dir, d)| d.live.iter().map(move |(n, i)| (dir.join(n), len(i)))).collect()
     }
 
+    /// What stands in a file now.
+    pub fn content(&self, path: &Path) -> Vec<u8> {
+        let state = self.state();
+        let inode = state.find(path).and_then(|number| state.inodes.get(&number));
+        inode.map(|inode| inode.live.clone()).unwrap_or_default()
+    }
+
     /// Changes the content of a file behind the back of the store, durably.
     pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();

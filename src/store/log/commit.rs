@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::acks::Image;
+use super::erase;
 use super::lane::{Free, LaneLog, zero_file};
 use crate::model::{Lane, Seq};
 use crate::store::config::SyncPolicy;
@@ -101,6 +102,7 @@ enum Work {
     Acks { file: Arc<dyn File>, image: Image },
     Spare { path: PathBuf, size: u64 },
     Reserve { path: PathBuf, size: u64 },
+    Erase(erase::Work),
 }
 
 /// Something slow to do for the engine, on any thread, then to be handed back to it.
@@ -115,13 +117,14 @@ pub(crate) struct Job {
 impl Job {
     /// Does it. The result is inside.
     pub fn run(mut self, fs: &dyn FileSystem) -> Self {
-        self.result = match &self.work {
+        self.result = match &mut self.work {
             Work::Frames { dir, files, .. } => dir
                 .iter()
                 .try_for_each(|dir| fs.sync_dir(dir, SyncPoint::SegmentDirectory))
                 .and_then(|()| files.iter().try_for_each(|file| file.sync(SyncPoint::SegmentData))),
             Work::Acks { file, .. } => file.sync(SyncPoint::Acknowledgement),
             Work::Spare { path, size } | Work::Reserve { path, size } => zero_file(fs, path, *size),
+            Work::Erase(work) => work.run(fs),
         };
         self
     }
@@ -129,6 +132,24 @@ impl Job {
     /// A job that makes the file that is given up when the disk is full.
     pub fn reserve(path: PathBuf, size: u64) -> Self {
         Self { lane: Lane::Bulk, epoch: 0, work: Work::Reserve { path, size }, result: Ok(()) }
+    }
+
+    /// A job for an erasure.
+    pub fn erasing(lane: Lane, work: erase::Work) -> Self {
+        Self { lane, epoch: 0, work: Work::Erase(work), result: Ok(()) }
+    }
+
+    /// Whether it is for an erasure.
+    pub fn is_erasing(&self) -> bool {
+        matches!(self.work, Work::Erase(_))
+    }
+
+    /// What was done for an erasure, and how that ended.
+    pub fn into_erasing(self) -> (erase::Work, io::Result<()>) {
+        match self.work {
+            Work::Erase(work) => (work, self.result),
+            _ => unreachable!("asked for a job that is not for an erasure"),
+        }
     }
 
     /// Whether it is for the reserve, and so for no lane.
@@ -304,7 +325,7 @@ impl LaneLog {
                     Err(error) => self.replace_acks(&error, now),
                 }
             }
-            Work::Reserve { .. } => {}
+            Work::Reserve { .. } | Work::Erase(_) => {}
             Work::Spare { path, size } => {
                 self.commit.preparing = false;
                 match job.result {

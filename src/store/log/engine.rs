@@ -50,6 +50,7 @@ pub(crate) struct Engine {
     /// Until this is false, an unknown consumer begins at the oldest record, whatever it asks for.
     acks_lost: bool,
     handed: [Vec<Record>; 2],
+    pub(super) erasures: super::erase::Desk,
     _lock: Box<dyn Lock>,
 }
 
@@ -104,6 +105,7 @@ impl Engine {
             reserve_retry_at: 0,
             acks_lost,
             handed: [Vec::new(), Vec::new()],
+            erasures: Default::default(),
             config,
             dir,
             _lock: lock,
@@ -251,7 +253,11 @@ impl Engine {
             }
         }
         let [critical, bulk] = &mut self.lanes;
-        critical.next_job(now).or_else(|| bulk.next_job(now)).or_else(|| self.ahead_job(now))
+        critical
+            .next_job(now)
+            .or_else(|| bulk.next_job(now))
+            .or_else(|| self.erase_job())
+            .or_else(|| self.ahead_job(now))
     }
 
     /// When [`Engine::next_job`] should be asked at the latest, on the same clock.
@@ -265,6 +271,11 @@ impl Engine {
             return self.finish_reserve(job, now);
         }
         let i = job.lane() as usize;
+        if job.is_erasing() {
+            let (work, result) = job.into_erasing();
+            self.finish_erasing(work, result);
+            return self.lanes[i].note_failure();
+        }
         self.lanes[i].finish_job(job, now);
         self.lanes[i].note_failure();
         self.release(i);

@@ -1,6 +1,6 @@
 //! One lane: its segments, what is written and not synced yet, its consumers' cursors.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::frame;
 use super::holes::{Hole, Holes};
 use super::progress::{ConsumerShared, MAX_RANGES, MAX_SHED};
 use super::segment::{self, HEADER_LEN, Segment};
-use crate::model::{GapReason, Lane, Record, Seq};
+use crate::model::{GapReason, Lane, Record, RecordKind, Seq};
 use crate::store::config::LaneConfig;
 use crate::store::fs::{File, FileSystem, Open, SyncPoint};
 
@@ -100,6 +100,8 @@ pub(crate) struct LaneLog {
     pub incarnation: u64,
     pub read_buffer: Vec<u8>,
     pub places: Vec<super::read::Place>,
+    /// Segments behind whose last frame nothing is left of an earlier life of the file.
+    pub scrubbed: BTreeSet<Seq>,
     pub thinning: BTreeMap<u32, u32>,
     /// Segments that end before this number are released, durably.
     pub floor: Seq,
@@ -160,7 +162,7 @@ impl LaneLog {
         frame::encode(&mut active.out, active.seed, record);
         let len = active.out.len() - before;
         active.segment.note(record.seq, record.ts_ms, len);
-        if record.kind == crate::model::RecordKind::Gap {
+        if matches!(record.kind, RecordKind::Gap | RecordKind::Erased) {
             active.segment.records -= 1;
         }
         self.counters.frame_bytes += len as u64;
@@ -403,13 +405,19 @@ impl LaneLog {
 
 /// Makes a file of zeros and asks for its write-out. After a failure a part of it may be left.
 pub(crate) fn zero_file(fs: &dyn FileSystem, path: &std::path::Path, size: u64) -> io::Result<()> {
-    static BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
     let file = fs.open(path, Open::Create)?;
-    let mut done = 0;
-    while done < size {
-        let n = (size - done).min(BLOCK.len() as u64);
+    write_zeros(&*file, 0, size)?;
+    file.write_out()
+}
+
+/// Zeros from one place to another.
+pub(crate) fn write_zeros(file: &dyn File, from: u64, to: u64) -> io::Result<()> {
+    static BLOCK: [u8; 64 * 1024] = [0; 64 * 1024];
+    let mut done = from;
+    while done < to {
+        let n = (to - done).min(BLOCK.len() as u64);
         file.write_at(&BLOCK[..n as usize], done)?;
         done += n;
     }
-    file.write_out()
+    Ok(())
 }

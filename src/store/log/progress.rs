@@ -224,7 +224,10 @@ impl ConsumerShared {
         match item {
             Item::Record(record) if progress.is_settled(record.seq) => {}
             Item::Record(record)
-                if matches!(record.kind, RecordKind::Journal | RecordKind::Audit | RecordKind::Gap) =>
+                if matches!(
+                    record.kind,
+                    RecordKind::Journal | RecordKind::Audit | RecordKind::Gap | RecordKind::Erased
+                ) =>
             {
                 progress.settle(record.seq, record.seq);
             }

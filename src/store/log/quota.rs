@@ -85,6 +85,7 @@ impl LaneLog {
     fn retire_front(&mut self) {
         let Some(segment) = self.sealed.pop_front() else { return };
         self.places.retain(|p| !p.is_in(segment.base));
+        self.scrubbed.remove(&segment.base);
         let free = Free { path: segment.path, size: segment.size };
         if segment.damaged {
             self.keep_bad(free);

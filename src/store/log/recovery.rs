@@ -1,6 +1,6 @@
 //! Opening a lane: what is there, what is missing, where to go on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +50,7 @@ pub(crate) fn survey(
         match scanner.next()? {
             Found::Frame(frame, at) => {
                 let is_gap = frame.schema == RecordKind::Gap as u16;
+                let is_erased = frame.schema == RecordKind::Erased as u16;
                 let first = match is_gap.then(|| scanner.record(&frame, at)).transpose()?.flatten() {
                     Some(gap) => first_seq(&gap),
                     None => frame.seq,
@@ -59,7 +60,7 @@ pub(crate) fn survey(
                 }
                 if frame.seq > segment.last {
                     segment.note(frame.seq, frame.ts_ms, frame.len);
-                    segment.records -= u64::from(is_gap);
+                    segment.records -= u64::from(is_gap || is_erased);
                 }
                 if frame.seq > durable {
                     survey.unsure_from.get_or_insert(at);
@@ -206,6 +207,7 @@ impl Opening<'_> {
             read_buffer: Vec::new(),
             places: Vec::new(),
             thinning: BTreeMap::new(),
+            scrubbed: BTreeSet::new(),
             retry_after: 0,
             floor: saved.floor,
             floor_wanted: 0,

@@ -65,6 +65,14 @@ impl Tail {
         }
     }
 
+    /// Puts a record of the same length in the place of the one with its number, if that is here.
+    pub fn replace(&self, record: Record) {
+        let mut ring = self.ring(record.lane);
+        if let Ok(at) = ring.records.binary_search_by_key(&record.seq, |r| r.seq) {
+            ring.records[at] = record;
+        }
+    }
+
     /// The number that the next record of the lane will get.
     pub fn next(&self, lane: Lane) -> Seq {
         self.ring(lane).next

@@ -1,6 +1,7 @@
 //! The engine against a simulated disk.
 
 mod damage;
+mod erase;
 mod model;
 mod syncs;
 
@@ -31,7 +32,12 @@ pub(super) fn config(segments: u64) -> Config {
 }
 
 pub(super) fn stamp(now: u64) -> Stamp {
-    Stamp { wall_ms: NOON + (now / 1_000_000) as i64, mono_ns: now, trust: ClockTrust::Synchronised }
+    Stamp {
+        wall_ms: NOON + (now / 1_000_000) as i64,
+        mono_ns: now,
+        uptime: Default::default(),
+        trust: ClockTrust::Synchronised,
+    }
 }
 
 pub(super) fn open(fs: &SimFs, config: &Config) -> Engine {

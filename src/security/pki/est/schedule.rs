@@ -117,7 +117,12 @@ mod tests {
     const LIFE: Validity = Validity { not_before: 1_790_000_000, not_after: 1_790_000_000 + 1_000_000 };
 
     fn at(mono_s: u64) -> Stamp {
-        Stamp { wall_ms: 0, mono_ns: mono_s * 1_000_000_000, trust: ClockTrust::Synchronised }
+        Stamp {
+            wall_ms: 0,
+            mono_ns: mono_s * 1_000_000_000,
+            uptime: Default::default(),
+            trust: ClockTrust::Synchronised,
+        }
     }
 
     fn firm(seconds: i64) -> Reading {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::GapReason;
-use crate::store::Start;
 use crate::store::fs::sim::SimFs;
 use crate::store::fs::{FileSystem, SyncPoint};
+use crate::store::{Erasure, Start};
 
 /// A life of the log, told with power cuts after each promise. `Err` says which promise was broken.
 fn live(seed: u64, left_out: Option<SyncPoint>) -> Result<(), String> {
@@ -79,6 +79,35 @@ fn live(seed: u64, left_out: Option<SyncPoint>) -> Result<(), String> {
     }
     drop((engine, consumer));
     fs.power_cut();
+    let mut engine = open(&fs)?;
+    let consumer = known(&engine, "a")?;
+    expect(&mut engine, &consumer, &kept)?;
+
+    // What was erased stays erased, and what somebody waits for stays.
+    let erasure = Erasure {
+        device: kept[3].1 as u32 % 3,
+        is_meant: Arc::new({
+            let name = kept[3].1;
+            move |_, payload| name_of(payload) == name
+        }),
+        undelivered: true,
+    };
+    engine.erase(erasure);
+    run_jobs(&mut engine, &fs, 25_000_000_000);
+    if engine.take_erased().first().is_none_or(|(_, done)| done.as_ref().is_ok_and(|e| e.records != 1)) {
+        return Err("not erased".to_owned());
+    }
+    drop((engine, consumer));
+    fs.power_cut();
+    let holds = |path: &std::path::Path| {
+        fs.content(path)
+            .windows(100)
+            .any(|w| w[..8] == kept[3].1.to_le_bytes() && w[8..].iter().all(|b| *b == kept[3].1 as u8))
+    };
+    if fs.files().iter().any(|(path, _)| holds(path)) {
+        return Err("what was erased came back".to_owned());
+    }
+    kept.remove(3);
     let mut engine = open(&fs)?;
     let consumer = known(&engine, "a")?;
     expect(&mut engine, &consumer, &kept)?;
