@@ -199,6 +199,35 @@ fn devices_announce_themselves_and_impostors_are_refused_with_an_alarm() {
 }
 
 #[test]
+fn a_device_finds_the_answer_to_its_signing_request_where_it_stands_and_renews_by_itself() {
+    let mut rig = Rig::new("g", vec![]);
+    let request = |rig: &mut Rig, text: &str| {
+        let (signing_request, correlation_id) = (text.to_owned(), format!("sign-{text}"));
+        let announcement =
+            v1::Announcement { correlation_id, vendor: "ACME".into(), signing_request, ..Default::default() };
+        rig.ask_as(own("meter", "aa"), Ask::Announce { device: id("meter"), announcement })
+    };
+    done(&request(&mut rig, "first"));
+    assert_eq!(rig.onboarding("meter").certificate, "", "nobody has approved it");
+    done(&rig.manage("approve", "meter"));
+    assert_eq!((rig.state("meter"), rig.onboarding("meter").certificate.as_str()), (State::Active, "chain for first"));
+    rig.restart();
+    assert_eq!(rig.onboarding("meter").certificate, "chain for first");
+    done(&request(&mut rig, "second"));
+    assert_eq!((rig.state("meter"), rig.onboarding("meter").certificate.as_str()), (State::Active, "chain for second"));
+    refused(&request(&mut rig, "third"), "too-soon");
+    rig.clock.advance(Duration::from_secs(3_601));
+    done(&request(&mut rig, "broken"));
+    assert_eq!((rig.state("meter"), rig.onboarding("meter").certificate.as_str()), (State::Active, "chain for second"));
+    assert!(
+        rig.events.iter().any(|e| e.kind == "certificate-not-renewed" && e.message.contains("PEM")),
+        "{:?}",
+        rig.events
+    );
+    rig.check_agreement();
+}
+
+#[test]
 fn tokens_enrol_as_often_as_they_say_and_are_kept_hashed() {
     let mut rig = Rig::new("g", vec![]);
     let made = rig.request(v1::ManagementRequest {

@@ -76,8 +76,8 @@ impl World for Outside {
         (host == Ipv4Addr::new(192, 0, 2, 2) && unit == 1).then(|| claim("found"))
     }
 
-    async fn issue(&self, _: &DeviceId, _: &str) -> Result<(), String> {
-        Ok(())
+    async fn issue(&self, _: &DeviceId, _: &str) -> Result<String, String> {
+        Ok(String::new())
     }
 
     async fn revoke(&self, _: &DeviceId) -> Result<(), String> {

@@ -182,6 +182,61 @@ fn a_device_touches_its_own_topics_only_whatever_the_rules_for_others_say() {
     stop(gateway);
 }
 
+#[test]
+fn a_device_that_announces_itself_gets_its_request_signed_on_its_topic_and_renews_with_what_it_got() {
+    let (site, _device, port) = plant("");
+    let gateway = site.start();
+    let token = site.json(&["onboard", "token", "meter-9", "--json"])["token"].as_str().unwrap().to_owned();
+    let files = issue(&site, "--user", "ann").0;
+    let topic = |kind: &str| format!("fieldgate/v1/plant/devices/meter-9/{kind}");
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).current_dir(&files).output().unwrap();
+        assert!(output.status.success(), "{}", errors(&output));
+        text(&output)
+    };
+    openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "key.pem"]);
+    openssl(&["req", "-new", "-key", "key.pem", "-subj", "/CN=whatever", "-out", "request.pem"]);
+    let request = std::fs::read_to_string(files.join("request.pem")).unwrap();
+    let announce = |number: u32, token: &str| {
+        let plate = serde_json::json!({"vendor": "ACME", "serial": "9", "protocol": "mqtt", "token": token,
+            "correlationId": format!("n{number}"), "signingRequest": request});
+        plate.to_string()
+    };
+
+    // The first time it has nothing but a token.
+    publish(site.port(), &topic("onboarding/announce"), &announce(1, &token), &[]).unwrap();
+    let told = Subscriber::start(site.port(), &topic("onboarding"), &[]);
+    let certificate = |message: &support::Message| {
+        let chain = body(&message.payload)["certificate"].as_str().map(str::to_owned);
+        chain.filter(|chain| !chain.is_empty())
+    };
+    let first = told.wait_for("its certificate", SOON, |message| certificate(message).is_some());
+    std::fs::write(files.join("cert.pem"), certificate(&first).unwrap()).unwrap();
+    assert_eq!(body(&first.payload)["state"], "active");
+    openssl(&["verify", "-CAfile", "ca.pem", "-purpose", "sslclient", "cert.pem"]);
+
+    // From then on it is known by its certificate, which brings it the next one.
+    let shown = shown(&files);
+    let own = Subscriber::start(port, &topic("onboarding"), &strs(&shown));
+    own.wait_for("where it stands", SOON, |message| certificate(message) == certificate(&first));
+    publish(port, &topic("onboarding/announce"), &announce(2, ""), &strs(&shown)).unwrap();
+    let second = own.wait_for("its next certificate", SOON, |message| {
+        certificate(message).is_some_and(|chain| Some(chain) != certificate(&first))
+    });
+    let serial = |chain: String| {
+        std::fs::write(files.join("shown.pem"), chain).unwrap();
+        openssl(&["x509", "-in", "shown.pem", "-noout", "-serial"])
+    };
+    assert_ne!(serial(certificate(&first).unwrap()), serial(certificate(&second).unwrap()));
+    let kept = site.json(&["certs", "list", "--json"]).to_string();
+    assert!(kept.matches("meter-9").count() >= 2, "{kept}");
+
+    // With its end here they are worth nothing, and its topic is empty.
+    site.done(&["onboard", "decommission", "meter-9", "--yes"]);
+    eventually("it is out", SOON, || publish(port, &topic("x"), "still here", &strs(&shown)).err());
+    stop(gateway);
+}
+
 /// An authority whose certificates were made `days` ago, in the gateway's place.
 fn made_ago(site: &Site, days: u64) -> String {
     let config = PkiConfig::new(&site.data().join("pki"));

@@ -15,6 +15,7 @@ use crate::contract::{ContractMessage, Encoding, v1};
 use crate::management::command::{
     Answer, AnswerSink, CommandKey, CommandLedger, DeviceWriter, LedgerEntry, LedgerError, WriteFailure,
 };
+use crate::management::core::Counters;
 use crate::model::{Device, DeviceId, Lane, PointId, RecordKind, Value};
 use crate::northbound::Notice;
 use crate::pipeline::{DevicePipeline, Scaling};
@@ -120,6 +121,8 @@ pub struct AnswersToLog {
     pub store: Store,
     /// Their time.
     pub clock: SharedClock,
+    /// Where refusals are counted.
+    pub counters: Arc<Counters>,
     /// Who waits for them in this process.
     pub results: broadcast::Sender<v1::CommandResult>,
 }
@@ -140,6 +143,12 @@ impl AnswerSink for AnswersToLog {
             _ => answers.iter().map(|answer| answer.result.clone()).collect(),
         };
         for Answer { result, audit } in answers {
+            match result.outcome() {
+                v1::command_result::Outcome::Rejected => self.counters.refused(),
+                // What is answered from the books was audited when it was done.
+                _ if audit.is_none() => self.counters.repeated(),
+                _ => {}
+            }
             let device = device_hash(&result.device);
             records.extend(audit.map(|entry| record(RecordKind::Audit, device, entry.encode_as(Encoding::Protobuf))));
             records.push(record(RecordKind::CommandResult, device, result.encode_as(Encoding::Protobuf)));

@@ -12,6 +12,7 @@ use super::ingest::IngestStats;
 use super::latest::{DeviceView, Latest};
 use crate::broker::BrokerStats;
 use crate::contract::{timestamp, topics, v1};
+use crate::management::core::{Counters, Counts};
 use crate::management::firmware::HealthReport;
 use crate::model::Lane;
 use crate::northbound::{ConsumerHealth, StateBoard};
@@ -35,6 +36,7 @@ pub struct HealthDesk {
     ingest: Arc<IngestStats>,
     store: watch::Receiver<Stats>,
     broker: Arc<dyn Fn() -> Option<BrokerStats> + Send + Sync>,
+    counters: Arc<Counters>,
     consumers: Arc<RwLock<Vec<watch::Receiver<ConsumerHealth>>>>,
     /// What an operator should know and no counter says, such as a reload that was refused.
     problems: Arc<RwLock<BTreeMap<&'static str, Vec<String>>>>,
@@ -54,8 +56,9 @@ impl HealthDesk {
         ingest: Arc<IngestStats>,
         store: watch::Receiver<Stats>,
         broker: Arc<dyn Fn() -> Option<BrokerStats> + Send + Sync>,
+        counters: Arc<Counters>,
     ) -> Self {
-        Self { clock, latest, ingest, store, broker, consumers: Arc::default(), problems: Arc::default() }
+        Self { clock, latest, ingest, store, broker, counters, consumers: Arc::default(), problems: Arc::default() }
     }
 
     /// Replaces the consumers that are shown.
@@ -81,6 +84,7 @@ impl HealthDesk {
             consumers.iter().filter(|c| !c.reason.is_empty()).map(|c| format!("consumer {}: {}", c.name, c.reason)),
         );
         problems.extend(self.problems.read().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned());
+        let requests = self.requests();
         v1::Health {
             time: Some(timestamp(now.wall_ms)),
             clock: v1::ClockTrust::from(now.trust).into(),
@@ -92,17 +96,33 @@ impl HealthDesk {
             samples_read: self.ingest.read.load(Relaxed),
             samples_kept: self.ingest.kept.load(Relaxed),
             problems,
+            requests_refused: requests.refused,
+            requests_malformed: requests.malformed,
+            requests_repeated: requests.replayed,
         }
+    }
+
+    /// Requests to the gateway and its devices; what a session turned away is counted there.
+    fn requests(&self) -> Counts {
+        let add = |counts: Counts, consumer: &ConsumerHealth| Counts {
+            refused: counts.refused + consumer.requests_refused,
+            malformed: counts.malformed + consumer.requests_malformed,
+            ..counts
+        };
+        self.consumers().iter().fold(self.counters.counts(), add)
     }
 
     /// All measurements now.
     pub fn measurements(&self) -> Vec<Measurement> {
-        let now = self.clock.now();
+        let (now, requests) = (self.clock.now(), self.requests());
         let mut all = vec![
             Measurement::new("process.uptime", now.mono_ns as f64 / 1e9),
             Measurement::new("process.memory.usage", process::resident_bytes() as f64),
             Measurement::new("fieldgate.samples.read", self.ingest.read.load(Relaxed) as f64),
             Measurement::new("fieldgate.samples.kept", self.ingest.kept.load(Relaxed) as f64),
+            Measurement::new("fieldgate.requests.refused", requests.refused as f64),
+            Measurement::new("fieldgate.requests.malformed", requests.malformed as f64),
+            Measurement::new("fieldgate.requests.repeated", requests.replayed as f64),
         ];
         self.latest.read(|table| table.values().for_each(|view| measure_device(view, &mut all)));
         for lane in lanes(&self.store.borrow()) {

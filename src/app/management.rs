@@ -37,7 +37,7 @@ use super::commands::ScaledWriter;
 use super::events::EventLog;
 use super::firmware::FirmwareDesk;
 use crate::config::Loaded;
-use crate::management::core::{Input, Settings};
+use crate::management::core::{Counters, Input, Settings};
 use crate::management::desired::Watcher;
 use crate::management::journal::JournalError;
 use crate::management::lifecycle::Policy;
@@ -69,6 +69,8 @@ pub struct Ground {
     pub firmware: FirmwareDesk,
     /// The log level.
     pub logs: LogHandle,
+    /// Where requests are counted.
+    pub counters: Arc<Counters>,
     /// Time.
     pub clock: SharedClock,
 }
@@ -78,7 +80,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
     let section = &loaded.gateway.management;
     let data_dir = loaded.gateway.identity.data_dir.clone();
     let unreadable = |reason| JournalError::Medium { act: "read", reason };
-    let Ground { store, board, events, watcher, fleet, writer, firmware, logs, clock } = ground;
+    let Ground { store, board, events, watcher, fleet, writer, firmware, logs, counters, clock } = ground;
     let settings = Settings {
         gateway: loaded.gateway.identity.id.clone(),
         policy: Policy {
@@ -91,6 +93,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
         roles: section.roles.clone(),
         partners: section.partners.clone(),
         signing_key: Some(keys::signing_key(&data_dir).map_err(unreadable)?),
+        counters,
     };
     let outlet = outlet::Topics { board, events, store: store.clone(), clock: clock.clone() };
     let credentials = credentials::Credentials { config: pki_config(&loaded.gateway), clock: clock.clone() };

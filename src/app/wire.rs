@@ -33,6 +33,7 @@ use crate::broker::{EmbeddedBroker, LocalBroker};
 use crate::config::Loaded;
 use crate::config::checked::Uplink;
 use crate::management::command::{CommandLimits, CommandService};
+use crate::management::core::Counters;
 use crate::management::desired::Watcher;
 use crate::management::firmware::Slot;
 use crate::northbound::{Context, GatewayInfo, StateBoard};
@@ -152,7 +153,13 @@ impl Gateway {
             timeout: limits.command_timeout,
         };
         let writer = ScaledWriter { scalings: scalings.clone(), southbound: southbound.clone() };
-        let answers = AnswersToLog { store: store.clone(), clock: clock.clone(), results: results.clone() };
+        let counters = Arc::<Counters>::default();
+        let answers = AnswersToLog {
+            store: store.clone(),
+            clock: clock.clone(),
+            counters: counters.clone(),
+            results: results.clone(),
+        };
         let ledger = LedgerInState(store.clone());
         let started =
             CommandService::start(limits, BTreeMap::new(), writer.clone(), ledger, answers, clock.clone()).await;
@@ -178,6 +185,7 @@ impl Gateway {
             writer: writer.clone(),
             firmware: firmware_desk.clone(),
             logs: telemetry.logs.clone(),
+            counters: counters.clone(),
             clock: clock.clone(),
         };
         let started = management::start(&loaded, ground).await;
@@ -206,7 +214,8 @@ impl Gateway {
         // What people and systemd see.
         let broker_stats = broker.clone();
         let broker_stats = Arc::new(move || broker_stats.as_ref().map(LocalBroker::stats));
-        let health = HealthDesk::new(clock.clone(), latest.clone(), stats.clone(), store.stats(), broker_stats);
+        let health =
+            HealthDesk::new(clock.clone(), latest.clone(), stats.clone(), store.stats(), broker_stats, counters);
         health.set_consumers(sessions.health());
         telemetry.export({
             let health = health.clone();

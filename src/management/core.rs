@@ -27,8 +27,8 @@ use crate::model::{DeviceId, GatewayId, Stamp};
 pub use answers::Answer;
 use answers::Answers;
 use carried::carried_out;
-pub use meter::Counters;
 use meter::Meter;
+pub use meter::{Counters, Counts};
 
 /// What the core is made with.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub struct Settings {
     pub partners: BTreeMap<String, Vec<u8>>,
     /// Own key for signing, PKCS#8; `None` when nothing can be transferred.
     pub signing_key: Option<super::transfer::SigningKey>,
+    /// Where requests are counted.
+    pub counters: Arc<Counters>,
 }
 
 /// A request with its requester.
@@ -153,10 +155,10 @@ impl Core {
             clocks: Clocks::load(records)?,
             transfers: Transfers::load(records)?,
             answers: Answers::load(records)?,
+            meter: Meter::new(settings.counters.clone()),
             settings,
             profiles: BTreeMap::new(),
             watcher,
-            meter: Meter::default(),
             generation: 0,
             audit_next: meta.get(AUDIT_NEXT).and_then(Json::as_u64).unwrap_or(1).max(last + 1),
             outbox,
@@ -524,8 +526,8 @@ impl Core {
     }
 
     /// What was refused so far.
-    pub fn counters(&self) -> Counters {
-        self.meter.counters()
+    pub fn counters(&self) -> Counts {
+        self.meter.counts()
     }
 
     /// Monotonic time at which something is due; `None` when nothing is.

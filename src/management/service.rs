@@ -51,8 +51,9 @@ pub trait World: Send + Sync + 'static {
     fn probe(&self, host: Ipv4Addr, port: u16, unit: u8) -> impl Future<Output = Option<Claim>> + Send;
 
     /// Makes credentials for a device that connects by itself and hands them to it; its ACL lets it touch only its own
-    /// topics. `signing_request` is PEM, empty for a device without a certificate of its own.
-    fn issue(&self, device: &DeviceId, signing_request: &str) -> impl Future<Output = Result<(), String>> + Send;
+    /// topics. `signing_request` is PEM, empty for a device that asks for none. The chain that answers it, in PEM, or nothing
+    /// when the device keeps what it has.
+    fn issue(&self, device: &DeviceId, signing_request: &str) -> impl Future<Output = Result<String, String>> + Send;
 
     /// Takes its credentials back.
     fn revoke(&self, device: &DeviceId) -> impl Future<Output = Result<(), String>> + Send;

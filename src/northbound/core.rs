@@ -325,7 +325,14 @@ impl Core {
 
     /// Sends a refusal on the result topic, and on the response topic if there is one.
     pub(super) fn refuse_request(&mut self, refused: &Refused, answer: Answer) {
-        self.meter.health.requests_refused += 1;
+        let code = match refused {
+            Refused::Command(result) => result.code.as_str(),
+            Refused::Management(result) => result.code.as_str(),
+        };
+        match code {
+            "malformed" | "too-large" => self.meter.health.requests_malformed += 1,
+            _ => self.meter.health.requests_refused += 1,
+        }
         let qos = self.config.qos.results;
         let message = match refused {
             Refused::Command(result) => self.publisher.message(&answer.topic, &**result, qos),

@@ -36,6 +36,8 @@ pub struct ConsumerHealth {
     pub replay_seconds_left: Option<f64>,
     /// Requests answered with a refusal here: malformed, retained, too large, busy.
     pub requests_refused: u64,
+    /// Requests that could not be read or are too large.
+    pub requests_malformed: u64,
     /// Connections made since start.
     pub connections: u64,
     /// Bytes sent today (UTC); hand it back at the next start of a metered link.

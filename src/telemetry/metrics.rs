@@ -65,6 +65,13 @@ pub const CATALOGUE: &[Instrument] = &[
     gauge("process.memory.usage", "By", "Resident memory of the process"),
     counter("fieldgate.samples.read", "{sample}", "Samples that drivers handed over"),
     counter("fieldgate.samples.kept", "{sample}", "Samples that passed the change filter"),
+    counter("fieldgate.requests.refused", "{request}", "Requests refused: no right, not possible, out of order"),
+    counter(
+        "fieldgate.requests.malformed",
+        "{request}",
+        "Messages to request topics that are no request, or too large",
+    ),
+    counter("fieldgate.requests.repeated", "{request}", "Requests that came again and were answered again"),
     gauge("fieldgate.device.up", "1", "1 when the device answers"),
     counter("fieldgate.device.requests", "{request}", "Requests sent to the device"),
     counter("fieldgate.device.failures", "{request}", "Requests that failed"),

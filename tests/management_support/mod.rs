@@ -68,6 +68,7 @@ pub fn settings(gateway: &str) -> Settings {
         roles: Vec::new(),
         partners: BTreeMap::new(),
         signing_key: None,
+        counters: Arc::default(),
     }
 }
 
@@ -204,7 +205,14 @@ impl Rig {
                 Effect::Raise(event) => self.events.push(event),
                 Effect::ApplyPlan => next.extend(self.apply()),
                 Effect::Identify(device) => next.extend(self.identify(&device)),
-                Effect::Issue { device, .. } => next.push(Input::Outcome { device, outcome: Outcome::Issued }),
+                Effect::Issue { device, signing_request } => {
+                    let outcome = match signing_request.as_str() {
+                        "broken" => Outcome::IssueFailed("no request in PEM".into()),
+                        "" => Outcome::Issued(String::new()),
+                        request => Outcome::Issued(format!("chain for {request}")),
+                    };
+                    next.push(Input::Outcome { device, outcome });
+                }
                 Effect::Scan(_) => {}
                 Effect::Revoke(device) => {
                     if self.plant.revoke_fails > 0 {

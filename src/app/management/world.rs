@@ -83,7 +83,7 @@ impl World for Plant {
         probe(host, port, unit, self.clock.clone()).await
     }
 
-    async fn issue(&self, device: &DeviceId, signing_request: &str) -> Result<(), String> {
+    async fn issue(&self, device: &DeviceId, signing_request: &str) -> Result<String, String> {
         let (credentials, device, request) = (self.credentials.clone(), device.clone(), signing_request.to_owned());
         blocking(move || credentials.issue(&device, &request)).await
     }

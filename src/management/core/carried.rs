@@ -64,6 +64,7 @@ mod tests {
             roles: vec![("mqtt:local:eve".to_owned(), Role::Viewer), ("mqtt:local:ada".to_owned(), Role::Engineer)],
             partners: Default::default(),
             signing_key: None,
+            counters: Default::default(),
         };
         Core::load(&Records::default(), settings, Watcher::default()).unwrap()
     }

@@ -1,6 +1,8 @@
 //! Counts what is refused, and writes it down without letting a flood of bad requests wear out the disk.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::management::request::{Actor, Ask, Refusal};
 use crate::management::step::{Cause, Step};
@@ -13,9 +15,35 @@ const MINUTE_NS: u64 = 60_000_000_000;
 const REQUESTERS: usize = 256;
 const OTHERS: &str = "others";
 
-/// Since start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Since start, for everybody who counts and everybody who shows it.
+#[derive(Debug, Default)]
 pub struct Counters {
+    refused: AtomicU64,
+    malformed: AtomicU64,
+    replayed: AtomicU64,
+}
+
+impl Counters {
+    /// A request was refused.
+    pub fn refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    /// A request came again and was answered again.
+    pub fn repeated(&self) {
+        self.replayed.fetch_add(1, Relaxed);
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> Counts {
+        let of = |counter: &AtomicU64| counter.load(Relaxed);
+        Counts { refused: of(&self.refused), malformed: of(&self.malformed), replayed: of(&self.replayed) }
+    }
+}
+
+/// Requests since start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
     /// Requests refused for a reason: no right, not possible, invalid document.
     pub refused: u64,
     /// Messages that were no request at all.
@@ -26,29 +54,33 @@ pub struct Counters {
 
 #[derive(Debug, Default)]
 pub(super) struct Meter {
-    counters: Counters,
+    counters: Arc<Counters>,
     /// Per requester: entries written and refusals not written in this minute.
     minute: BTreeMap<String, (u32, u64)>,
     ends_ns: u64,
 }
 
 impl Meter {
-    pub(super) fn counters(&self) -> Counters {
-        self.counters
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, ..Self::default() }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counters.counts()
     }
 
     pub(super) fn replayed(&mut self) {
-        self.counters.replayed += 1;
+        self.counters.repeated();
     }
 
     pub(super) fn malformed(&mut self, now: Stamp, actor: &Actor, refusal: &Refusal, step: &mut Step) {
-        self.counters.malformed += 1;
+        self.counters.malformed.fetch_add(1, Relaxed);
         let cause = Cause { actor: actor.name.clone(), from: actor.from.clone(), correlation_id: String::new() };
         self.write(now, &cause, "request", String::new(), refusal, step);
     }
 
     pub(super) fn refused(&mut self, now: Stamp, cause: &Cause, ask: &Ask, refusal: &Refusal, step: &mut Step) {
-        self.counters.refused += 1;
+        self.counters.refused();
         let object = ask.device().map_or_else(|| "gateway".to_owned(), |d| format!("devices/{d}"));
         let action: String = ask.action().chars().take(32).collect();
         self.write(now, cause, &action, object, refusal, step);

@@ -12,6 +12,8 @@ use crate::model::{DeviceId, Stamp};
 
 /// Largest certificate signing request, in bytes.
 const MAX_SIGNING_REQUEST: usize = 8 * 1024;
+/// A device in service gets another certificate this often at most.
+const RENEWAL_NS: u64 = 3_600_000_000_000;
 
 /// What a device says when it announces itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,6 +64,9 @@ impl Lifecycle {
                 let text = format!("{id} is {}; a token only enrols devices that wait for approval", record.state);
                 return Err(Refusal::new("not-possible", text));
             }
+            if record.state == State::Active && !signing_request.is_empty() {
+                self.may_renew(now, id)?;
+            }
         } else {
             self.make_room(id)?;
         }
@@ -70,6 +75,7 @@ impl Lifecycle {
             record.claim = Some(claim);
             if !signing_request.is_empty() {
                 record.signing_request = signing_request;
+                self.todo.insert(id.clone(), 0);
             }
         }
         self.keep(id, step);
@@ -80,6 +86,17 @@ impl Lifecycle {
             self.enrol_with(now, id, &token, step);
         }
         self.settle(now, id, step);
+        Ok(())
+    }
+
+    /// Whoever has the certificate of a device may have as many as he asks for; the books shall not grow with them.
+    fn may_renew(&mut self, now: Stamp, id: &DeviceId) -> Result<(), Refusal> {
+        self.renewed.retain(|_, at| now.mono_ns.saturating_sub(*at) < RENEWAL_NS);
+        if self.renewed.contains_key(id) {
+            let text = format!("{id} asked for a certificate within the last hour; its answer stands in `onboarding`");
+            return Err(Refusal::new("too-soon", text));
+        }
+        self.renewed.insert(id.clone(), now.mono_ns);
         Ok(())
     }
 

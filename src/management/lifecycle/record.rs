@@ -80,6 +80,9 @@ pub struct DeviceRecord {
     /// Certificate signing request that waits for a signature, in PEM; public data.
     #[serde(default)]
     pub signing_request: String,
+    /// The chain that answered its last signing request, in PEM; public data.
+    #[serde(default)]
+    pub certificate: String,
     /// Whether decommissioning erases stored values at once.
     #[serde(default)]
     pub erase_data: bool,
@@ -108,6 +111,7 @@ impl DeviceRecord {
             approved_ms: 0,
             credentials: false,
             signing_request: String::new(),
+            certificate: String::new(),
             erase_data: false,
             transfer: String::new(),
         }
@@ -176,6 +180,7 @@ impl DeviceRecord {
             serial: claim.serial,
             firmware: claim.firmware,
             profile: self.profile.clone(),
+            certificate: self.certificate.clone(),
         }
     }
 }

@@ -29,7 +29,9 @@ pub struct Lifecycle {
     pub(super) tokens: BTreeMap<String, Token>,
     follow: Vec<Follow>,
     /// Devices whose state asks something of the world, and the monotonic time to ask (again).
-    todo: BTreeMap<DeviceId, u64>,
+    pub(super) todo: BTreeMap<DeviceId, u64>,
+    /// When devices in service asked for another certificate last, on the monotonic clock.
+    pub(super) renewed: BTreeMap<DeviceId, u64>,
 }
 
 impl Lifecycle {
@@ -354,21 +356,37 @@ impl Lifecycle {
     pub fn outcome(&mut self, now: Stamp, id: &DeviceId, outcome: Outcome, step: &mut Step) {
         let cause = Cause::own("gateway");
         let (event, words) = match outcome {
-            Outcome::Issued => {
-                let Some(record) = self.devices.get_mut(id).filter(|r| r.state == State::Enrolling) else { return };
+            Outcome::Issued(chain) => {
+                let Some(record) = self.devices.get_mut(id).filter(|r| wants_credentials(r)) else { return };
                 record.credentials = true;
                 record.signing_request.clear();
+                record.certificate = chain;
+                if record.state == State::Active {
+                    step.audit(now, &cause, "renew-certificate", object(id), String::new(), "done");
+                    self.keep(id, step);
+                    return self.show(id, step);
+                }
                 if record.pinned.is_none() {
                     record.pinned = record.claim.as_ref().filter(|c| !c.is_empty()).map(|c| c.pin(&record.address));
                 }
                 self.keep(id, step);
                 return self.settle(now, id, step);
             }
+            // It keeps the certificate that it has, and may send another request.
+            Outcome::IssueFailed(why) if self.devices.get(id).is_some_and(|r| r.state == State::Active) => {
+                let Some(record) = self.devices.get_mut(id) else { return };
+                record.signing_request.clear();
+                let words = format!("the certificate of {id} is not renewed: {why}");
+                step.raise(now, Some(id), Severity::Warning, "certificate-not-renewed", words);
+                return self.keep(id, step);
+            }
             Outcome::IssueFailed(why) => (Event::EnrolFailed, why),
             Outcome::Revoked => {
                 let Some(record) = self.devices.get_mut(id).filter(|r| r.state == State::Transferred) else { return };
                 record.credentials = false;
-                return self.keep(id, step);
+                record.certificate.clear();
+                self.keep(id, step);
+                return self.show(id, step);
             }
             Outcome::EraseWaits(whom) => {
                 let pause = self.patience();
@@ -539,12 +557,21 @@ fn wanted(now: Stamp, policy: &Policy, id: &DeviceId, record: &DeviceRecord) -> 
     match record.state {
         State::Decommissioning => Some(Effect::Erase { device, stored: stored(now, policy, record) }),
         State::Transferred if record.credentials => Some(Effect::Revoke(device)),
-        State::Enrolling if record.connects() && !record.credentials => {
+        State::Enrolling | State::Active if wants_credentials(record) => {
             Some(Effect::Issue { device, signing_request: record.signing_request.clone() })
         }
         State::Discovered if record.source == Source::Found => Some(Effect::Identify(device)),
         State::Enrolling | State::Replacing if record.pinned.is_none() => Some(Effect::Identify(device)),
         _ => None,
+    }
+}
+
+/// Whether credentials are to be made: the first ones, or those that a device in service asks for before its own end.
+fn wants_credentials(record: &DeviceRecord) -> bool {
+    match record.state {
+        State::Enrolling => record.connects() && !record.credentials,
+        State::Active => record.connects() && !record.signing_request.is_empty(),
+        _ => false,
     }
 }
 

@@ -114,8 +114,8 @@ pub struct Planned {
 /// How something that was asked of the world ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Credentials were made and handed to the device.
-    Issued,
+    /// Credentials were made: the chain in PEM that answers the device's request, or nothing when it keeps what it has.
+    Issued(String),
     /// They could not be made.
     IssueFailed(String),
     /// Credentials were taken back.

@@ -294,7 +294,7 @@ async fn perform<W: World>(world: &W, clock: &SharedClock, effect: Effect) -> Ve
         }
         Effect::Issue { device, signing_request } => {
             let outcome = match limited(world.issue(&device, &signing_request)).await {
-                Ok(()) => Outcome::Issued,
+                Ok(chain) => Outcome::Issued(chain),
                 Err(why) => Outcome::IssueFailed(why),
             };
             Some(Input::Outcome { device, outcome })

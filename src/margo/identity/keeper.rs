@@ -257,11 +257,6 @@ impl Keeper {
         !matches!(self.source, BundleSource::File(_)) && now.mono_ns >= self.due_ns
     }
 
-    /// When the bundle is to be fetched next, on the monotonic clock.
-    pub fn due_at(&self) -> Option<u64> {
-        (!matches!(self.source, BundleSource::File(_))).then_some(self.due_ns)
-    }
-
     /// Takes what a fetch gave. A failed one keeps the bundle in force.
     ///
     /// # Errors

@@ -271,9 +271,14 @@ impl Pki {
 
     /// The newest certificate of a device or user that is neither revoked nor replaced.
     pub fn newest(&self, subject: &ClientSubject) -> Option<&Entry> {
-        let of_subject = |entry: &&Entry| entry.purpose == subject.purpose() && entry.subject == subject.name();
-        let standing = |entry: &&Entry| !self.book.is_revoked(&entry.serial) && !self.book.is_replaced(&entry.serial);
-        self.book.entries().filter(of_subject).filter(standing).max_by_key(|entry| entry.validity.not_before)
+        let is_last = |entry: &&Entry| !self.book.is_replaced(&entry.serial);
+        self.standing(subject).filter(is_last).max_by_key(|entry| entry.validity.not_before)
+    }
+
+    /// All certificates of a device or user that are not revoked; those that were replaced are good until their end.
+    pub fn standing(&self, subject: &ClientSubject) -> impl Iterator<Item = &Entry> {
+        let is_its = |entry: &&Entry| entry.purpose == subject.purpose() && entry.subject == subject.name();
+        self.book.entries().filter(is_its).filter(|entry| !self.book.is_revoked(&entry.serial))
     }
 
     fn client_order(
