@@ -5,6 +5,7 @@
 //! [`HttpExchange::renew`] the next request is made over a new one.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ struct Current {
 pub struct HttpExchange {
     make: Arc<Make>,
     current: Arc<Mutex<Option<Current>>>,
+    /// The two sides did not believe each other.
+    doubted: Arc<AtomicBool>,
     timeout: Duration,
     clock: SharedClock,
 }
@@ -57,12 +60,17 @@ impl HttpExchange {
         timeout: Duration,
         clock: SharedClock,
     ) -> Self {
-        Self { make: Arc::new(make), current: Arc::default(), timeout, clock }
+        Self { make: Arc::new(make), current: Arc::default(), doubted: Arc::default(), timeout, clock }
     }
 
     /// The next request is made over a new connection.
     pub fn renew(&self) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether the two sides did not believe each other since this was asked last: a newer trust bundle may end that.
+    pub fn was_doubted(&self) -> bool {
+        self.doubted.swap(false, Ordering::Relaxed)
     }
 
     fn client(&self) -> Result<reqwest::Client, ExchangeError> {
@@ -114,6 +122,7 @@ impl Exchange for HttpExchange {
         if let Err(ExchangeError::NotBelieved(_)) = &answer {
             // Whatever made the two sides disagree may have changed when we come again.
             self.renew();
+            self.doubted.store(true, Ordering::Relaxed);
         }
         let answer = answer?;
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());

@@ -118,6 +118,9 @@ impl IdentityDesk {
     pub async fn run(mut self, token: CancellationToken) -> Result<(), String> {
         loop {
             self.look();
+            if self.exchange.was_doubted() {
+                self.keeper.hurry(self.clock.now());
+            }
             let domain = self.keeper.own().map(|own| own.name().id().trust_domain().to_owned());
             if let Some(domain) = domain.filter(|_| self.keeper.due(self.clock.now())) {
                 let source = self.keeper.source().clone();

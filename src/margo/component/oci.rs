@@ -232,7 +232,7 @@ impl Source {
         let mut stream = self.registry()?.pull_blob_stream(reference, &descriptor(layer)).await.map_err(judge)?.stream;
         let mut bytes = Vec::new();
         while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| Miss::Later(error.to_string()))?;
+            let piece = piece.map_err(|error| cut(layer, bytes.len() as u64, &error))?;
             if (bytes.len() + piece.len()) as u64 > layer.size {
                 return Err(longer(layer));
             }
@@ -276,7 +276,7 @@ impl Source {
             None => self.registry()?.pull_blob_stream(reference, &descriptor(layer)).await.map_err(judge)?.stream,
         };
         while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| Miss::Later(error.to_string()))?;
+            let piece = piece.map_err(|error| cut(layer, written, &error))?;
             written += piece.len() as u64;
             if written > layer.size {
                 return Err(longer(layer));
@@ -310,6 +310,11 @@ impl Source {
         let directory = self.config.directory.as_ref()?;
         Some(Layout { root: directory.join(reference.registry()).join(reference.repository()) })
     }
+}
+
+/// A blob that ended early may come whole the next time; one that is whole and wrong, as the client says, stays wrong.
+fn cut(layer: &Layer, got: u64, error: &std::io::Error) -> Miss {
+    if got == layer.size { Miss::Never(error.to_string()) } else { Miss::Later(error.to_string()) }
 }
 
 /// One OCI image layout.

@@ -28,6 +28,11 @@ pub struct IdentityFiles {
     pub key: PathBuf,
 }
 
+/// Where an SVID that is enrolled over EST is kept, below the client's directory.
+pub fn enrolment_directory(directory: &std::path::Path) -> PathBuf {
+    directory.join("est")
+}
+
 /// Where the trust bundle comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BundleSource {
@@ -250,11 +255,6 @@ impl Keeper {
     /// Whether the bundle is to be fetched now; never for a file.
     pub fn due(&self, now: Stamp) -> bool {
         !matches!(self.source, BundleSource::File(_)) && now.mono_ns >= self.due_ns
-    }
-
-    /// When the bundle is to be fetched next, on the monotonic clock.
-    pub fn due_at(&self) -> Option<u64> {
-        (!matches!(self.source, BundleSource::File(_))).then_some(self.due_ns)
     }
 
     /// Takes what a fetch gave. A failed one keeps the bundle in force.
