@@ -201,7 +201,7 @@ impl Cli {
             #[cfg(feature = "margo")]
             Command::Margo { command } => {
                 let loaded = crate::config::load(&config)?;
-                margo::execute(loaded.gateway.margo.as_ref(), command)
+                margo::execute(loaded.gateway.margo.as_ref(), loaded.gateway.svid.as_ref(), command)
             }
             Command::HashPassword => configuration::hash_password(),
             Command::Store { command } => store::execute(&config, command),

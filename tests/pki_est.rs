@@ -40,6 +40,7 @@ impl Bench {
             anchors_pem: self.server.root_pem(),
             token: Some(("gw".to_owned(), TOKEN.to_owned())),
             common_name: "gw-7".to_owned(),
+            uri: None,
             directory: self.directory.path().join("identity"),
             disk: Disk::default(),
         }

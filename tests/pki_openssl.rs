@@ -161,7 +161,7 @@ fn a_device_keeps_its_own_key_whatever_its_request_wishes() {
 #[test]
 fn our_own_requests_are_read_by_openssl() {
     let directory = tempfile::tempdir().unwrap();
-    let (request, key) = make_request("gw-7").unwrap();
+    let (request, key) = make_request("gw-7", None).unwrap();
     std::fs::write(directory.path().join("r.der"), &request).unwrap();
     std::fs::write(directory.path().join("r.key"), key.expose()).unwrap();
     let text = succeeds(directory.path(), &["req", "-inform", "DER", "-in", "r.der", "-verify", "-noout", "-text"]);

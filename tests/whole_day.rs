@@ -4,7 +4,7 @@
 //! end the fleet manager, the broker and the gateway tell the same story.
 //!
 //! `cargo test --all-features --test whole_day -- --nocapture` tells it as it happens. `FIELDGATE_FULL=1` kills 10 times
-//! instead of 4, and the hour takes a minute; `FIELDGATE_SEED=n` repeats the moments of a run, whose seed is printed first.
+//! instead of 4, and the hour takes longer; `FIELDGATE_SEED=n` repeats the moments of a run, whose seed is printed first.
 #![cfg(feature = "margo")]
 #![allow(clippy::unwrap_used, reason = "a test ends with a panic when its surroundings fail")]
 
@@ -180,7 +180,7 @@ fn handed_over(day: &mut Day) {
 }
 
 fn away(day: &mut Day) {
-    let hour = sized(Duration::from_secs(6), Duration::from_secs(60));
+    let hour = sized(Duration::from_secs(6), Duration::from_secs(20));
     let began = std::time::Instant::now();
     day.runtime.block_on(day.wfm.set_down(fieldgate_simulators::margo::Down::Refused)).unwrap();
     let retire = json!({"correlationId": "retire", "action": "decommission", "reason": "scrapped"});

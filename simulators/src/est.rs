@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -78,6 +79,18 @@ pub struct Options {
     pub life: Duration,
 }
 
+/// An authority that signs instead of the server's own.
+pub trait Issuer: Send + Sync {
+    /// Its certificates, roots first, for `/cacerts`.
+    fn authorities(&self) -> Vec<CertificateDer<'static>>;
+
+    /// The chain for a request (PKCS#10 DER), the leaf first, with `life` to live.
+    ///
+    /// # Errors
+    /// Why it is not signed.
+    fn sign(&self, request: &[u8], life: Duration) -> Result<Vec<CertificateDer<'static>>, String>;
+}
+
 struct Shared {
     authority: Authority,
     options: Options,
@@ -100,7 +113,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl EstServer {
     /// Makes the authority and listens.
     pub async fn start(options: Options) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let authority = Authority::new()?;
+        Self::start_for(options, None).await
+    }
+
+    /// As [`EstServer::start`], with certificates from `issuer`. The server itself is vouched for by [`EstServer::root_pem`]
+    /// all the same.
+    pub async fn start_for(
+        options: Options,
+        issuer: Option<Arc<dyn Issuer>>,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let authority = Authority::new(issuer)?;
         let acceptor = TlsAcceptor::from(Arc::new(authority.tls()?));
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;

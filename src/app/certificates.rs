@@ -8,6 +8,9 @@
 //! Limits: one authority, one listener slot ([`PLANT_SLOT`]) for all listeners of the broker. An authority that cannot be
 //! opened keeps the gateway from starting only when a listener needs it.
 
+#[cfg(feature = "est")]
+mod enrolment;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,8 +35,6 @@ const EVENTS: usize = 64;
 const FAILURE_STANDS: Duration = Duration::from_secs(150);
 /// Whose standing problems these are, in health.
 const PLANT: &str = "certificates";
-#[cfg(feature = "est")]
-const IDENTITY: &str = "enrolment";
 
 /// Where the plant's authority is.
 pub fn pki_directory(data: &Path) -> PathBuf {
@@ -57,7 +58,7 @@ pub struct Certificates {
     keeper: Option<Keeper>,
     problems: Vec<String>,
     #[cfg(feature = "est")]
-    enrolment: Option<crate::security::pki::est::EstKeeper>,
+    enrolments: Vec<enrolment::Enrolment>,
     tls: TlsContext,
 }
 
@@ -87,7 +88,7 @@ impl Certificates {
             keeper,
             problems,
             #[cfg(feature = "est")]
-            enrolment: enrolment(gateway, &time, clock)?,
+            enrolments: enrolment::all(gateway, &time, clock)?,
             tls: TlsContext { pki: pki_directory(&gateway.identity.data_dir), time },
         })
     }
@@ -108,10 +109,8 @@ impl Certificates {
             supervisor.spawn("certificate events", reporter.run(told, token.clone()));
         }
         #[cfg(feature = "est")]
-        if let Some(keeper) = self.enrolment {
-            let (tell, told) = mpsc::channel(EVENTS);
-            supervisor.spawn("enrolment", until_stopped(keeper.run(tell, token.clone()), token.clone()));
-            supervisor.spawn("enrolment events", identity::report(told, events.clone(), health.clone(), token));
+        for enrolment in self.enrolments {
+            enrolment.start(supervisor, events, health);
         }
     }
 }
@@ -227,99 +226,5 @@ fn life(what: &str, alarm: Alarm) -> (Severity, String) {
         Alarm::Fifth => (Severity::Warning, format!("20 % of the life of {what} is left; renew it")),
         Alarm::Twentieth => (Severity::Alarm, format!("5 % of the life of {what} is left; renew it now")),
         Alarm::Expired => (Severity::Alarm, format!("{what} has expired; issue a new one")),
-    }
-}
-
-#[cfg(feature = "est")]
-fn enrolment(
-    gateway: &Gateway,
-    time: &BelievedTime,
-    clock: &SharedClock,
-) -> Result<Option<crate::security::pki::est::EstKeeper>, String> {
-    use crate::platform::durable::Disk;
-    use crate::security::pki::est::{EstConfig, EstKeeper};
-    let Some(est) = &gateway.est else { return Ok(None) };
-    let anchors = std::fs::read_to_string(&est.anchors);
-    let config = EstConfig {
-        url: est.url.clone(),
-        anchors_pem: anchors.map_err(|error| format!("read {}: {error}", est.anchors.display()))?,
-        token: est.user.clone().zip(est.token.as_ref().map(|token| token.expose().to_owned())),
-        common_name: est.common_name.clone(),
-        directory: identity_directory(&gateway.identity.data_dir),
-        disk: Disk::default(),
-    };
-    let (keeper, _) = EstKeeper::new(config, time.clone(), clock.clone()).map_err(|error| error.to_string())?;
-    Ok(Some(keeper))
-}
-
-#[cfg(feature = "est")]
-mod identity {
-    //! What the gateway's own enrolment tells.
-
-    use tokio::sync::mpsc;
-    use tokio_util::sync::CancellationToken;
-
-    use super::{EventLog, HealthDesk, IDENTITY, Severity, life};
-    use crate::security::pki::est::EstEvent;
-
-    /// Turns what happens into events; what keeps the gateway from its certificate stands in health.
-    pub async fn report(
-        mut told: mpsc::Receiver<EstEvent>,
-        events: EventLog,
-        health: HealthDesk,
-        token: CancellationToken,
-    ) -> Result<(), String> {
-        let (mut standing, mut ending) = (None::<(&'static str, String)>, None::<String>);
-        loop {
-            let event = tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                event = told.recv() => event,
-            };
-            let Some(event) = event else {
-                return if token.is_cancelled() { Ok(()) } else { Err("the enrolment ended".to_owned()) };
-            };
-            let (severity, kind, text) = match event {
-                EstEvent::Granted { serial, renewed } => {
-                    standing = None;
-                    let act = if renewed { "was renewed" } else { "was granted" };
-                    (Severity::Info, "identity-granted", format!("the gateway's certificate {act}, serial {serial}"))
-                }
-                EstEvent::Pending(pause) => {
-                    let text =
-                        format!("the enrolment server has not decided yet; asked again in {} s", pause.as_secs());
-                    let news = standing.as_ref().is_none_or(|(code, _)| *code != "pending");
-                    standing = Some(("pending", text.clone()));
-                    if !news {
-                        continue;
-                    }
-                    (Severity::Info, "enrolment-pending", text)
-                }
-                EstEvent::Failed { code, reason, retry_in } => {
-                    let text = format!("enrolment ({code}): {reason}; tried again in {} s", retry_in.as_secs());
-                    let news = standing.as_ref().is_none_or(|(known, _)| *known != code);
-                    standing = Some((code, format!("enrolment ({code}): {reason}")));
-                    health.set_problems(IDENTITY, problems(&standing, &ending));
-                    if !news {
-                        continue;
-                    }
-                    let severity = match code {
-                        "refused" | "wrong-server" | "unusable" => Severity::Alarm,
-                        _ => Severity::Warning,
-                    };
-                    (severity, "enrolment-failed", text)
-                }
-                EstEvent::Alarm(change) => {
-                    let (severity, text) = life("the gateway's own certificate", change.to);
-                    ending = (severity != Severity::Info).then(|| text.clone());
-                    (severity, "certificate-life", text)
-                }
-            };
-            health.set_problems(IDENTITY, problems(&standing, &ending));
-            events.report(severity, kind, "", text).await;
-        }
-    }
-
-    fn problems(standing: &Option<(&'static str, String)>, ending: &Option<String>) -> Vec<String> {
-        standing.iter().map(|(_, text)| text.clone()).chain(ending.clone()).collect()
     }
 }

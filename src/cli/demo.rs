@@ -1,4 +1,8 @@
-//! `fieldgate demo`: a simulated pump station, the gateway and its broker in one process, and a live table of values.
+//! `fieldgate demo`: a simulated pump station, the gateway and its broker in one process, and a live table of values. With
+//! `--margo` a simulated fleet manager, too, that sees the station's devices and deploys to them.
+
+#[cfg(feature = "margo")]
+mod fleet;
 
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -33,6 +37,10 @@ pub struct DemoArgs {
     /// Stop after this many seconds instead of at Ctrl-C.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Also start a simulated Margo fleet manager with a page; its demo has a folder of its own below the directory.
+    #[cfg(feature = "margo")]
+    #[arg(long)]
+    margo: bool,
 }
 
 /// Runs the demo.
@@ -40,24 +48,46 @@ pub fn run(args: DemoArgs) -> Result<(), CliError> {
     app::runtime()?.block_on(serve(args))
 }
 
-async fn serve(args: DemoArgs) -> Result<(), CliError> {
+async fn serve(mut args: DemoArgs) -> Result<(), CliError> {
     let other = |what: &str, error: &dyn std::fmt::Display| CliError::Other(format!("{what}: {error}"));
     let plant = Plant::start(Scenario::pump_station()).await.map_err(|e| other("start the simulated plant", &e))?;
     let port = free_port(args.port).ok_or_else(|| CliError::Other(format!("no free port from {} on", args.port)))?;
-    write_configuration(&args.directory, port).map_err(|e| other("write the demo's configuration", &e))?;
+    let joined = join_fleet(&mut args).await?;
+    let (section, note) = joined.as_ref().map_or(("", ""), |(_, section, note)| (section, note));
+    write_configuration(&args.directory, port, section).map_err(|e| other("write the demo's configuration", &e))?;
     let loaded = config::load(&args.directory)?;
     let id = loaded.gateway.identity.id.to_string();
     let telemetry =
         Telemetry::start(&loaded.gateway.log, loaded.gateway.otlp.as_ref(), &id).map_err(app::RunError::from)?;
     let gateway =
         Gateway::start(&args.directory, loaded, &telemetry, Slot::Packaged).await.map_err(app::RunError::from)?;
-    let shown = show(gateway, &args, port, &id).await;
+    let shown = show(gateway, &args, port, &id, note).await;
     plant.stop().await;
     telemetry.shutdown(EXPORT_LIMIT);
     shown
 }
 
-async fn show(mut gateway: Gateway, args: &DemoArgs, port: u16, id: &str) -> Result<(), CliError> {
+/// Starts the fleet manager if it is asked for: itself, what the gateway's main file says of it, and where to look.
+#[cfg(feature = "margo")]
+async fn join_fleet(args: &mut DemoArgs) -> Result<Option<(fleet::Fleet, String, String)>, CliError> {
+    if !args.margo {
+        return Ok(None);
+    }
+    let other = |error: &dyn std::fmt::Display| CliError::Other(format!("start the simulated fleet manager: {error}"));
+    args.directory = fleet::Fleet::folder(&args.directory).map_err(|e| other(&e))?;
+    let fleet = fleet::Fleet::start().await.map_err(|e| other(&e))?;
+    let section = fleet.join(&args.directory).map_err(|e| other(&e))?;
+    let note = format!("The fleet manager sees the devices: {}\n", fleet.page());
+    Ok(Some((fleet, section, note)))
+}
+
+/// Nobody to join.
+#[cfg(not(feature = "margo"))]
+async fn join_fleet(_: &mut DemoArgs) -> Result<Option<(std::convert::Infallible, String, String)>, CliError> {
+    Ok(None)
+}
+
+async fn show(mut gateway: Gateway, args: &DemoArgs, port: u16, id: &str, note: &str) -> Result<(), CliError> {
     let signals = |kind| signal(kind).map_err(app::RunError::Runtime);
     let (mut interrupt, mut terminate) = (signals(SignalKind::interrupt())?, signals(SignalKind::terminate())?);
     let screen = std::io::stdout().is_terminal();
@@ -77,7 +107,7 @@ async fn show(mut gateway: Gateway, args: &DemoArgs, port: u16, id: &str) -> Res
             () = &mut ended => break Ok(()),
             failure = gateway.failure() => break Err(app::RunError::Failed(failure).into()),
             _ = ticks.tick() => {
-                let text = page(&gateway, args, port, id);
+                let text = page(&gateway, args, port, id) + note;
                 let mut out = std::io::stdout().lock();
                 let clear = if screen { "\x1b[H\x1b[2J" } else { "" };
                 if write!(out, "{clear}{text}").and_then(|()| out.flush()).is_err() {
@@ -117,15 +147,19 @@ fn free_port(first: u16) -> Option<u16> {
     (first..first.saturating_add(100)).find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
 }
 
-/// Writes the files that are not there yet, so that what the user changed stays; only the broker's port is set anew.
-fn write_configuration(directory: &Path, port: u16) -> std::io::Result<()> {
+/// Where the part of `fieldgate.toml` begins that each demo writes anew.
+const ANEW: &str = "\n# ---- written by each demo\n";
+
+/// Writes the files that are not there yet, so that what the user changed stays; only the broker's port and what this run
+/// adds to the main file are written anew.
+fn write_configuration(directory: &Path, port: u16, section: &str) -> std::io::Result<()> {
     for (name, text) in demo::FILES {
         let path = directory.join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
         let text = if path.exists() { std::fs::read_to_string(&path)? } else { (*text).to_owned() };
-        let text = if *name == config::MAIN_FILE { with_port(&text, port) } else { text };
+        let text = if *name == config::MAIN_FILE { with_section(&with_port(&text, port), section) } else { text };
         std::fs::write(path, text)?;
     }
     Ok(())
@@ -139,9 +173,23 @@ fn with_port(text: &str, port: u16) -> String {
     text.lines().map(line).collect::<Vec<_>>().join("\n") + "\n"
 }
 
+fn with_section(text: &str, section: &str) -> String {
+    let own = text.split_once(ANEW).map_or(text, |(own, _)| own);
+    if section.is_empty() { own.to_owned() } else { format!("{own}{ANEW}{section}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_run_adds_replaces_what_the_run_before_added() {
+        let own = "[gateway]\nid = \"demo\"\n";
+        let first = with_section(own, "[margo]\nurl = \"https://a\"\n");
+        let second = with_section(&first, "[margo]\nurl = \"https://b\"\n");
+        assert!(second.starts_with(own) && second.contains("https://b") && !second.contains("https://a"), "{second}");
+        assert_eq!(with_section(&second, ""), own);
+    }
 
     #[test]
     fn the_port_is_set_and_the_rest_is_left_alone() {

@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use super::CliError;
 use super::table::Table;
+use crate::config::checked::Est;
 use crate::margo::client::{ClientStatus, LeaveFile, Leaving, Wish};
 use crate::margo::config::{Config, Generation, Member};
 use crate::margo::identity::{
@@ -58,13 +59,13 @@ pub enum MargoCommand {
 }
 
 /// Does what was asked.
-pub fn execute(config: Option<&Config>, command: MargoCommand) -> Result<(), CliError> {
+pub fn execute(config: Option<&Config>, est: Option<&Est>, command: MargoCommand) -> Result<(), CliError> {
     let config = config.ok_or_else(|| {
         CliError::Other("there is no [margo] section in fieldgate.toml; docs/margo.md shows what to write".to_owned())
     })?;
     match command {
         MargoCommand::Join { trust_domain, wfm, client, device } => {
-            join(config, &member(config, device.as_deref())?, trust_domain, wfm, client)
+            join(config, est, &member(config, device.as_deref())?, trust_domain, wfm, client)
         }
         MargoCommand::Status { json } => status(config, json),
         MargoCommand::Leave { now, wait, destroy_key } => {
@@ -99,6 +100,7 @@ fn member(config: &Config, device: Option<&str>) -> Result<Member, CliError> {
 
 fn join(
     config: &Config,
+    est: Option<&Est>,
     member: &Member,
     trust_domain: Option<String>,
     wfm: Option<String>,
@@ -108,6 +110,14 @@ fn join(
     if leave.wish().is_some() {
         leave.set(None).map_err(|e| other(&e))?;
         println!("The wish to leave is taken back.");
+    }
+    if let Some(est) = est.filter(|_| member.only.is_none()) {
+        println!("The running gateway enrols its SVID at   {}", est.url);
+        println!("The SVID will be                         {}", est.uri.as_deref().unwrap_or_default());
+        if !files.key.exists() {
+            println!("None was granted yet; the gateway's health and log say why.");
+            return Ok(());
+        }
     }
     if files.key.exists() {
         println!("There is a key already: {}", files.key.display());

@@ -101,7 +101,7 @@ fn diff_sections(old: &Gateway, new: &Gateway, changes: &mut Changes) {
     note(old.log.format != new.log.format, "log.format", false);
     note(old.otlp != new.otlp, "otlp", false);
     #[cfg(feature = "margo")]
-    note(old.margo != new.margo, "margo", false);
+    note(old.margo != new.margo || old.svid != new.svid, "margo", false);
     note(old.limits != new.limits, "limits", false);
     note(old.management != new.management, "management", false);
     note(old.pki != new.pki, "pki", false);

@@ -30,6 +30,8 @@ pub use uplink::SYSTEM_CA;
 pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
     let identity = identity(&root.section("gateway", "gateway"), file);
     let est = root.table("est", "est").and_then(|section| certificates::est(&section, &identity));
+    #[cfg(feature = "margo")]
+    let (margo, svid) = root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)).unzip();
     let uplinks = uplink::read(root, &identity, root.has("est"));
     Gateway {
         store: store::read(&root.section("store", "store")),
@@ -40,7 +42,9 @@ pub(super) fn read(root: &Reader<'_>, file: &Path) -> Gateway {
         limits: limits(&root.section("limits", "limits")),
         management: management::read(&root.section("management", "management")),
         #[cfg(feature = "margo")]
-        margo: root.table("margo", "margo").and_then(|section| margo::read(&section, &identity)),
+        margo,
+        #[cfg(feature = "margo")]
+        svid: svid.flatten(),
         pki: certificates::pki(&root.section("pki", "pki"), &identity),
         est,
         firmware: firmware::read(&root.section("firmware", "firmware")),

@@ -33,7 +33,7 @@ mod verifier;
 pub use bundle::{BundleError, MAX_BUNDLE, TrustBundle};
 pub use cache::{BundleCache, CacheError};
 pub use discovery::{Discovered, DiscoveryError, FirstContact, parse_discovery};
-pub use keeper::{BundleSource, IdentityFiles, Keeper, KeeperError, Material, Swap};
+pub use keeper::{BundleSource, IdentityFiles, Keeper, KeeperError, Material, Swap, enrolment_directory};
 pub use own::{OwnError, OwnSvid, connection_cap};
 pub use request::{RequestError, SvidRequest, make_svid_request};
 pub use spiffe::{ClientName, SpiffeError, SpiffeId};

@@ -158,7 +158,8 @@ impl LaneFiles {
     ) -> Result<BTreeSet<Seq>, InspectError> {
         let image = self.image.clone().unwrap_or_default();
         let holes = Holes::from_list(image.holes);
-        let mut next = self.segments.first().map_or(1, |&(base, _)| base.max(image.floor));
+        // What everybody has confirmed is read as long as it is there, and not missed when it is not.
+        let mut next = self.segments.first().map_or(1, |&(base, _)| base);
         let mut damaged = BTreeSet::new();
         for &(base, len) in &self.segments {
             let path = self.dir.join(segment::file_name(base));
@@ -178,7 +179,7 @@ impl LaneFiles {
                         let record = scanner.record(&frame, at).map_err(io_error("read", &path))?;
                         let hole = record.as_ref().and_then(Hole::from_record);
                         let first = hole.as_ref().map_or(frame.seq, |h| h.from);
-                        missing(&holes, next, first, &mut visit)?;
+                        missing(&holes, next.max(image.floor), first, &mut visit)?;
                         next = frame.seq + 1;
                         match (hole, record) {
                             (Some(hole), _) => visit(Item::Hole(hole))?,
@@ -190,7 +191,7 @@ impl LaneFiles {
             }
         }
         if image.clean {
-            missing(&holes, next, image.next, &mut visit)?;
+            missing(&holes, next.max(image.floor), image.next, &mut visit)?;
         }
         Ok(damaged)
     }

@@ -76,6 +76,23 @@ async fn what_is_appended_is_delivered_and_survives_a_restart_until_acknowledged
 }
 
 #[tokio::test]
+async fn what_everybody_has_confirmed_is_shown_as_long_as_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let next = store.append_synced((1..=3).map(|n| record(Lane::Critical, n)).collect()).await.unwrap() + 1;
+    store.close().await.unwrap();
+    let mut files = inspect::lane_files(&fs::RealFs, &dir.path().join("store"), Lane::Critical).unwrap();
+    files.image.as_mut().expect("it was closed").floor = next;
+    let (mut records, mut missed) = (0, 0);
+    let count = |item| {
+        *if matches!(item, log::progress::Item::Record(_)) { &mut records } else { &mut missed } += 1;
+        Ok(())
+    };
+    files.walk(&fs::RealFs, |_| {}, count).unwrap();
+    assert_eq!((records, missed), (3, 0));
+}
+
+#[tokio::test]
 async fn a_consumer_that_is_away_holds_its_records_and_one_that_is_removed_releases_them() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config::with_quota(dir.path().join("store"), 16 << 20);

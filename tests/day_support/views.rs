@@ -154,7 +154,12 @@ impl Views {
                         && said(entry, "object").starts_with(&object)
                         && said(entry, "outcome") == "done"
                 };
-                assert!(side.audit.iter().any(|e| by_it(&e)), "nobody wrote down {} on {device}", one.document.target);
+                let story = || {
+                    let of_it = side.audit.iter().filter(|entry| said(entry, "object").starts_with(&object));
+                    of_it.map(Value::to_string).collect::<Vec<_>>().join("\n")
+                };
+                let target = &one.document.target;
+                assert!(side.audit.iter().any(|e| by_it(&e)), "nobody wrote down {target} on {device}:\n{}", story());
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The server's two-stage authority and its certs-only messages.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
@@ -23,10 +24,12 @@ pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     stranger: Issuer<'static, KeyPair>,
     server: (CertificateDer<'static>, Vec<u8>),
+    /// Signs instead.
+    other: Option<Arc<dyn super::Issuer>>,
 }
 
 impl Authority {
-    pub fn new() -> Result<Self, Failure> {
+    pub fn new(other: Option<Arc<dyn super::Issuer>>) -> Result<Self, Failure> {
         let (root_params, root_key) =
             (authority("Enrolment root", BasicConstraints::Unconstrained)?, KeyPair::generate()?);
         let root = root_params.self_signed(&root_key)?;
@@ -42,7 +45,7 @@ impl Authority {
         (params.not_before, params.not_after) = window(YEAR * 10, Duration::ZERO)?;
         let key = KeyPair::generate()?;
         let server = (params.signed_by(&key, &issuer)?.into(), key.serialize_der());
-        Ok(Self { root_pem: root.pem(), root: root.into(), issuing: issuing.into(), issuer, stranger, server })
+        Ok(Self { root_pem: root.pem(), root: root.into(), issuing: issuing.into(), issuer, stranger, server, other })
     }
 
     pub fn root_pem(&self) -> String {
@@ -50,9 +53,12 @@ impl Authority {
     }
 
     pub fn tls(&self) -> Result<rustls::ServerConfig, Failure> {
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.root.clone())?;
+        for root in self.other.iter().flat_map(|other| other.authorities()) {
+            roots.add(root)?;
+        }
         let verifier =
             WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).allow_unauthenticated();
         let chain = vec![self.server.0.clone(), self.issuing.clone()];
@@ -63,7 +69,10 @@ impl Authority {
 
     /// The answer to `/cacerts`.
     pub fn authorities(&self) -> Vec<u8> {
-        certs_only(&[&self.root, &self.issuing])
+        match &self.other {
+            Some(other) => certs_only(&other.authorities().iter().collect::<Vec<_>>()),
+            None => certs_only(&[&self.root, &self.issuing]),
+        }
     }
 
     /// The answer to a request, spoilt if asked.
@@ -74,6 +83,11 @@ impl Authority {
         ahead: Duration,
         fault: Option<&Fault>,
     ) -> Result<Vec<u8>, Failure> {
+        if let Some(other) = &self.other {
+            let mut chain = other.sign(der, life)?;
+            chain.reverse();
+            return Ok(certs_only(&chain.iter().collect::<Vec<_>>()));
+        }
         let mut request = CertificateSigningRequestParams::from_der(&der.into())?;
         (request.params.not_before, request.params.not_after) = window(life, ahead)?;
         request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

@@ -135,6 +135,23 @@ struct Tier {
     issuer: Issuer<'static, KeyPair>,
 }
 
+/// An answer to a request.
+struct Signed {
+    leaf: rcgen::Certificate,
+    intermediate: CertificateDer<'static>,
+    intermediate_pem: String,
+}
+
+impl Signed {
+    fn pem(&self) -> String {
+        self.leaf.pem() + &self.intermediate_pem
+    }
+
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.leaf.der().clone(), self.intermediate.clone()]
+    }
+}
+
 struct Inner {
     tiers: Vec<Tier>,
     made: u32,
@@ -231,12 +248,25 @@ impl Authority {
 
     /// Signs a request (PKCS#10, PEM) for `id`, whatever names it asks for; the chain as PEM.
     pub fn sign_request(&self, request_pem: &str, id: &str, life: Duration) -> Result<String, MargoSimError> {
-        let failed = || MargoSimError::certificate(id);
-        let mut request = CertificateSigningRequestParams::from_pem(request_pem).map_err(failed())?;
+        let request = CertificateSigningRequestParams::from_pem(request_pem).map_err(MargoSimError::certificate(id))?;
+        Ok(self.signed(request, id, life)?.pem())
+    }
+
+    fn signed(
+        &self,
+        mut request: CertificateSigningRequestParams,
+        id: &str,
+        life: Duration,
+    ) -> Result<Signed, MargoSimError> {
         request.params = leaf(self.names(id, Flaw::None), life)?;
         let inner = locked(&self.inner);
-        let signed = request.signed_by(&inner.newest().issuer).map_err(failed())?;
-        Ok(signed.pem() + &inner.newest().intermediate_pem)
+        let leaf = request.signed_by(&inner.newest().issuer).map_err(MargoSimError::certificate(id))?;
+        let newest = inner.newest();
+        Ok(Signed {
+            leaf,
+            intermediate: newest.intermediate.clone(),
+            intermediate_pem: newest.intermediate_pem.clone(),
+        })
     }
 
     /// Makes another root, which issues from now on; the older stay in the bundle.
@@ -301,6 +331,25 @@ impl Authority {
             _ => id.to_owned(),
         };
         vec![one]
+    }
+}
+
+/// Signs the SPIFFE ID that a request asks for, as an enrolment server for SVIDs.
+impl crate::est::Issuer for Authority {
+    fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        let inner = locked(&self.inner);
+        inner.tiers.iter().flat_map(|tier| [tier.root.clone(), tier.intermediate.clone()]).collect()
+    }
+
+    fn sign(&self, request: &[u8], life: Duration) -> Result<Vec<CertificateDer<'static>>, String> {
+        let read = CertificateSigningRequestParams::from_der(&request.into()).map_err(|error| error.to_string())?;
+        let uri = read.params.subject_alt_names.iter().find_map(|name| match name {
+            SanType::URI(uri) => Some(uri.to_string()),
+            _ => None,
+        });
+        let id = uri.ok_or("the request asks for no SPIFFE ID")?;
+        let signed = self.signed(read, &id, life).map_err(|error| error.to_string())?;
+        Ok(signed.chain())
     }
 }
 

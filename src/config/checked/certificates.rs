@@ -54,7 +54,7 @@ pub struct Pki {
     pub client_life: Duration,
 }
 
-/// `[est]`: where the gateway enrols itself.
+/// `[est]`, `[margo.identity.est]`: where the gateway enrols itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Est {
     /// `https://host[:port][/label]`
@@ -67,4 +67,6 @@ pub struct Est {
     pub token: Option<Secret>,
     /// Common name to ask for.
     pub common_name: String,
+    /// URI to ask for.
+    pub uri: Option<String>,
 }

@@ -44,6 +44,9 @@ pub struct Gateway {
     /// `[margo]`; `None` joins no fleet manager.
     #[cfg(feature = "margo")]
     pub margo: Option<crate::margo::config::Config>,
+    /// `[margo.identity.est]`; `None`: the SVID comes from files.
+    #[cfg(feature = "margo")]
+    pub svid: Option<Est>,
     /// `[management]`
     pub management: Management,
 }

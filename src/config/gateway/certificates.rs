@@ -29,6 +29,12 @@ fn server_name(item: &Item) -> Result<String, String> {
 }
 
 pub(super) fn est(section: &Reader<'_>, gateway: &Identity) -> Option<Est> {
+    let common_name = section.or("common_name", gateway.id.to_string(), line(64));
+    enrolment(section, common_name, None)
+}
+
+/// The server, and what is asked of it.
+pub(super) fn enrolment(section: &Reader<'_>, common_name: String, uri: Option<String>) -> Option<Est> {
     if !cfg!(feature = "est") {
         let text = "this fieldgate was built without enrolment (cargo feature `est`)";
         section.context.error(&section.table.place, section.key(""), text);
@@ -45,8 +51,7 @@ pub(super) fn est(section: &Reader<'_>, gateway: &Identity) -> Option<Est> {
         let there = if section.has("token") { "token" } else { "user" };
         section.error(there, "enrolment needs both `user` and `token`, or neither");
     }
-    let common_name = section.or("common_name", gateway.id.to_string(), line(64));
-    Some(Est { url: url?, anchors: anchors?, user, token, common_name })
+    Some(Est { url: url?, anchors: anchors?, user, token, common_name, uri })
 }
 
 fn url(item: &Item) -> Result<String, String> {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::super::checked::Identity;
+use super::super::checked::{Est, Identity};
 use super::super::reader::Reader;
 use super::super::secret::path;
 use super::super::tree::{Item, Node};
 use super::super::value::{boolean, choice, host_port, id, line, millis, number};
+use super::certificates;
 use crate::margo::api::Base;
 use crate::margo::capabilities::{
     Architecture, Cpu, DeploymentType, Hosting, INTERFACES, Interface, PERIPHERALS, Peripheral, Runtime,
@@ -17,12 +18,15 @@ use crate::margo::capabilities::{
 };
 use crate::margo::component::SourceConfig;
 use crate::margo::config::{Config, Details, Generation, Mode};
-use crate::margo::identity::{BundleSource, FirstContact, IdentityFiles, TlsVersions};
+use crate::margo::identity::{BundleSource, ClientName, FirstContact, IdentityFiles, TlsVersions, enrolment_directory};
 use crate::margo::plant::Functions;
 use crate::margo::polling::{Polling, Window};
 use crate::margo::reconcile::Wildcard;
 use crate::margo::words::DevicePath;
 use crate::model::DeviceId;
+
+/// Longest common name (RFC 5280, ub-common-name).
+const MAX_COMMON_NAME: usize = 64;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Interfaces {
@@ -37,8 +41,9 @@ enum Modes {
     Transparent,
 }
 
-/// `None` when it is switched off or cannot be used, which was reported.
-pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<Config> {
+/// The client, and where its SVID is enrolled if not from files. `None` when it is switched off or cannot be used, which was
+/// reported.
+pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<(Config, Option<Est>)> {
     let directory = gateway.data_dir.join("margo");
     let url = section.required("url", "url = \"https://wfm.example\"", |item| {
         Base::new(&line(1_000)(item)?).map_err(|error| error.to_string())
@@ -50,7 +55,9 @@ pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<Config> {
     let mode = section.or("mode", Modes::SeeThru, choice(MODES));
     const WILDCARDS: &[(&str, Wildcard)] =
         &[("one", Wildcard::One), ("every", Wildcard::Every), ("refused", Wildcard::Refused)];
-    let identity = identity(&section.section("identity", "margo.identity"), &directory);
+    let own_section = section.section("identity", "margo.identity");
+    let svid = own_section.table("est", "margo.identity.est").map(|est| enrolment(&own_section, &est, device.as_ref()));
+    let identity = if svid.is_some() { enrolled(&directory) } else { identity(&own_section, &directory) };
     let (devices, identities) = devices(section, mode);
     let generation = generation(section);
     // Everything is read before anything is given up, so that every mistake is reported at once.
@@ -90,7 +97,39 @@ pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<Config> {
         devices,
         directory,
     };
-    enabled.then_some(config)
+    // An enrolment that cannot be used leaves nothing to be known by.
+    let svid = match svid {
+        Some(est) => Some(est?),
+        None => None,
+    };
+    enabled.then_some((config, svid))
+}
+
+/// Where the keeper of an enrolled identity puts it.
+fn enrolled(directory: &std::path::Path) -> IdentityFiles {
+    let current = enrolment_directory(directory).join("current");
+    IdentityFiles { chain: current.join("cert.pem"), key: current.join("key.pem") }
+}
+
+/// Where the SVID is enrolled, and as whom.
+fn enrolment(section: &Reader<'_>, est: &Reader<'_>, device: Option<&DevicePath>) -> Option<Est> {
+    for key in ["cert", "key"].into_iter().filter(|key| section.has(key)) {
+        section.warn(key, "is not used: the SVID is enrolled by `est`");
+    }
+    let text = |key, example| est.required(key, example, line(255));
+    let (trust_domain, wfm) =
+        (text("trust_domain", "trust_domain = \"plant.example\""), text("wfm", "wfm = \"wfm-1\""));
+    let own = device.map(|device| device.as_str().replace('/', ".")).unwrap_or_default();
+    let client = est.or("client", own, line(255));
+    let name = match ClientName::new(&trust_domain?, &wfm?, &client) {
+        Ok(name) => name,
+        Err(error) => {
+            est.error("trust_domain", error.to_string());
+            return None;
+        }
+    };
+    let common_name = name.client_id().chars().take(MAX_COMMON_NAME).collect();
+    certificates::enrolment(est, common_name, Some(name.id().to_string()))
 }
 
 fn identity(section: &Reader<'_>, directory: &std::path::Path) -> IdentityFiles {
@@ -396,6 +435,14 @@ mod tests {
             (
                 "[margo]\nurl = \"https://wfm\"\nmode = \"transparent\"\ntrust = { bundle = \"b\" }\n",
                 "a transparent gateway needs",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\nidentity = { est = { url = \"https://ca\", trust_domain = \"t\", wfm = \"w\" } }\n",
+                "`anchors` is missing",
+            ),
+            (
+                "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\nidentity = { est = { url = \"https://ca\", anchors = \"anchors.pem\", trust_domain = \"A B\", wfm = \"w\" } }\n",
+                "margo.identity.est.trust_domain",
             ),
             (
                 "[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\npolling = { hours = \"x\" }\n",

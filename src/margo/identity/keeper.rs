@@ -28,6 +28,11 @@ pub struct IdentityFiles {
     pub key: PathBuf,
 }
 
+/// Where an SVID that is enrolled over EST is kept, below the client's directory.
+pub fn enrolment_directory(directory: &std::path::Path) -> PathBuf {
+    directory.join("est")
+}
+
 /// Where the trust bundle comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BundleSource {

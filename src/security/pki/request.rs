@@ -10,6 +10,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
@@ -163,6 +164,8 @@ impl ClientSubject {
 pub struct CertificateRequest {
     /// The common name that the sender wishes, if any; only for people to look at.
     pub wished_name: Option<String>,
+    /// The URIs that the sender wishes; only to tell requests apart.
+    pub wished_uris: Vec<String>,
     /// SHA-256 of the public key (SubjectPublicKeyInfo), lowercase hex.
     pub key: String,
     pub(super) public_key: Vec<u8>,
@@ -197,10 +200,23 @@ impl CertificateRequest {
         let wished = info.subject.iter_common_name().next().and_then(|name| name.as_str().ok());
         Ok(Self {
             wished_name: wished.map(str::to_owned),
+            wished_uris: wished_uris(&request),
             key: key_fingerprint(info.subject_pki.raw),
             public_key: info.subject_pki.raw.to_vec(),
         })
     }
+}
+
+fn wished_uris(request: &X509CertificationRequest<'_>) -> Vec<String> {
+    let names = request.requested_extensions().into_iter().flatten().filter_map(|extension| match extension {
+        ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+        _ => None,
+    });
+    let uris = names.flatten().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    });
+    uris.collect()
 }
 
 /// Refuses keys that are too short or of an unknown kind.
@@ -228,11 +244,18 @@ pub(super) fn key_fingerprint(spki: &[u8]) -> String {
 ///
 /// # Errors
 /// When the library cannot make a key, or `common_name` is not representable.
-pub fn make_request(common_name: &str) -> Result<(CertificateSigningRequestDer<'static>, PrivateKeyPem), PkiError> {
+pub fn make_request(
+    common_name: &str,
+    uri: Option<&str>,
+) -> Result<(CertificateSigningRequestDer<'static>, PrivateKeyPem), PkiError> {
     let key = KeyPair::generate().map_err(PkiError::sign("a request"))?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
+    if let Some(uri) = uri {
+        let uri = uri.try_into().map_err(|error| PkiError::invalid("URI of a request", error))?;
+        params.subject_alt_names.push(SanType::URI(uri));
+    }
     let request = params.serialize_request(&key).map_err(PkiError::sign("a request"))?;
     Ok((request.into(), PrivateKeyPem::new(key.serialize_pem())))
 }
@@ -245,10 +268,13 @@ mod tests {
 
     #[test]
     fn a_request_is_read_and_one_with_a_wrong_signature_is_refused() {
-        let (request, _) = make_request("pump-1").unwrap();
+        let (request, _) = make_request("pump-1", None).unwrap();
         let read = CertificateRequest::from_der(&request).unwrap();
         assert_eq!(read.wished_name.as_deref(), Some("pump-1"));
         assert_eq!(read.key.len(), 64);
+        let (request, _) = make_request("pump-1", Some("spiffe://plant/pump")).unwrap();
+        assert_eq!(CertificateRequest::from_der(&request).unwrap().wished_uris, ["spiffe://plant/pump"]);
+        let (request, _) = make_request("pump-1", None).unwrap();
         let mut forged = request.to_vec();
         let at = forged.windows(6).position(|window| window == b"pump-1").unwrap();
         forged[at] = b'd';
@@ -283,7 +309,7 @@ mod tests {
 
         #[test]
         fn a_flipped_bit_never_passes(bit in 0usize..4_000) {
-            let (request, _) = make_request("pump-1").unwrap();
+            let (request, _) = make_request("pump-1", None).unwrap();
             let original = CertificateRequest::from_der(&request).unwrap();
             let mut bytes = request.to_vec();
             let bit = bit % (bytes.len() * 8);

@@ -10,6 +10,8 @@ use crate::margo::{Deployment, Down, Flaw, Generation, MargoSimError, Rule, TlsV
 
 /// The built-in one.
 const DEFAULT: &str = include_str!("../../../scenarios/margo.toml");
+/// That of the demo.
+const PUMP_STATION: &str = include_str!("../../../scenarios/pump-station-margo.toml");
 
 /// What to run.
 #[derive(Debug, Clone, Deserialize)]
@@ -147,6 +149,11 @@ impl Scenario {
         DEFAULT
     }
 
+    /// A fleet manager for the demo's pump station.
+    pub fn pump_station() -> Result<Self, MargoSimError> {
+        Self::parse("pump station", PUMP_STATION)
+    }
+
     /// Reads a scenario.
     pub fn parse(name: &str, text: &str) -> Result<Self, MargoSimError> {
         toml::from_str(text)
@@ -176,8 +183,10 @@ mod tests {
     #[test]
     fn the_built_in_scenario_is_one() {
         let scenario = Scenario::parse("built in", DEFAULT).unwrap();
-        assert!(!scenario.deployments.is_empty());
-        assert!(scenario.deployments.iter().all(|deployment| deployment.document().is_ok()));
+        for scenario in [scenario, Scenario::pump_station().unwrap()] {
+            assert!(!scenario.deployments.is_empty());
+            assert!(scenario.deployments.iter().all(|deployment| deployment.document().is_ok()));
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Keeps the gateway's own identity: enrols it, renews it, and tells who must know.
+//! Keeps an identity of the gateway: enrols it, renews it, and tells who must know.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub struct EstConfig {
     pub token: Option<(String, String)>,
     /// Common name to ask for.
     pub common_name: String,
+    /// URI to ask for, as an SVID has one.
+    pub uri: Option<String>,
     /// Where key and certificate are kept.
     pub directory: PathBuf,
     /// The disk; tests look over its shoulder.
@@ -228,7 +230,7 @@ impl EstKeeper {
                 return Ok((request.to_vec(), PrivateKeyPem::new(key)));
             }
         }
-        let (request, key) = make_request(&self.config.common_name)?;
+        let (request, key) = make_request(&self.config.common_name, self.config.uri.as_deref())?;
         let text = pem::encode("CERTIFICATE REQUEST", &request);
         let disk = &self.config.disk;
         disk.remove(&request_path).map_err(PkiError::io("remove", &request_path))?;
@@ -242,7 +244,9 @@ impl EstKeeper {
     fn is_open(&self, request: &[u8]) -> bool {
         let Ok(request) = CertificateRequest::from_der(request) else { return false };
         let in_use = self.identity.borrow().as_ref().and_then(|identity| key_of(&identity.chain[0]));
-        request.wished_name.as_deref() == Some(self.config.common_name.as_str()) && in_use != Some(request.key)
+        request.wished_name.as_deref() == Some(self.config.common_name.as_str())
+            && request.wished_uris.iter().map(String::as_str).eq(self.config.uri.as_deref())
+            && in_use != Some(request.key)
     }
 
     fn pending_paths(&self) -> (PathBuf, PathBuf) {
