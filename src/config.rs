@@ -62,6 +62,9 @@ pub struct Loaded {
     pub devices: Vec<Device>,
     /// Devices that say `enabled = false`.
     pub disabled: Vec<DeviceId>,
+    /// Types for devices that no file declares, by the names of their profiles: each needs nothing but a place
+    /// ([`Device::placed`]).
+    pub types: BTreeMap<String, Device>,
     /// What a person should look at, sorted by place.
     pub warnings: Vec<Problem>,
     /// Every file and directory that was read or looked for, sorted: when none of them changes, neither does the
@@ -117,8 +120,8 @@ pub fn load_recording(dir_or_file: &Path, environment: Environment<'_>) -> Resul
     let (problems, files, known) = context.finish();
     match read {
         Some((gateway, devices)) if !refused => {
-            let device::Devices { enabled, disabled } = devices;
-            Ok((Loaded { main_file, gateway, devices: enabled, disabled, warnings: problems, files }, known))
+            let device::Devices { enabled, disabled, types } = devices;
+            Ok((Loaded { main_file, gateway, devices: enabled, disabled, types, warnings: problems, files }, known))
         }
         _ => Err(Problems(problems)),
     }

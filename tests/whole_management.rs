@@ -392,3 +392,48 @@ fn memory(site: &Site) -> i64 {
     let health = shown(&health, |_| true);
     health["memoryBytes"].as_str().and_then(|n| n.parse().ok()).unwrap_or_default()
 }
+
+#[test]
+fn a_device_that_a_scan_finds_runs_by_its_profile_without_a_file() {
+    let device = FakeDevice::start(Mode::Well);
+    let site = Site::new("");
+    site.write("profiles/meter.toml", &format!("tier = 2\nrate = \"100 ms\"\n{POINTS}"));
+    let gateway = site.start();
+    site.done(&["onboard", "scan", &format!("127.0.0.1/32 port {} units 1-1", device.port())]);
+    let id = eventually("the device to be found", SOON, || {
+        let waiting = site.json(&["onboard", "list", "--json"]);
+        Some(waiting.as_array()?.iter().find(|d| d["state"] == "pending")?["device"].as_str()?.to_owned())
+    });
+    let unknown = site.run(&["approve", &id, "--profile", "nothing"]);
+    assert!(errors(&unknown).contains("no profile"), "{}", errors(&unknown));
+    let telemetry = site.subscribe(&format!("devices/{id}/telemetry"));
+    site.done(&["approve", &id, "--profile", "meter"]);
+    site.wait_for_state(&id, "online");
+    telemetry.wait_for("a value", SOON, |m| body(&m.payload)["points"].as_array().is_some_and(|p| !p.is_empty()));
+    // It is configured and commanded as any other, also by the next process.
+    site.write("wish.json", r#"{"rate": "200 ms"}"#);
+    site.done(&["config", "set", &id, &site.file("wish.json"), "--prove-within", "10 s"]);
+    let settled = || {
+        eventually("its configuration", SOON, || {
+            let shown = site.json(&["config", "show", &id, "--json"]);
+            (shown["version"] == "1" && shown["state"] == "settled").then_some(())
+        });
+    };
+    settled();
+    kill(gateway);
+    let gateway = site.start();
+    site.wait_for_state(&id, "online");
+    settled();
+    site.done(&["command", &id, "setpoint=1020", "--yes"]);
+    assert_eq!(device.writes(), [(20, 1020)]);
+    // The profile changes under it, and it goes in the end.
+    site.write("profiles/meter.toml", &format!("tier = 2\nrate = \"100 ms\"\n{}", POINTS.replace("level", "height")));
+    gateway.signal(Signal::HUP);
+    eventually("the new name", SOON, || {
+        let points = site.json(&["points", &id, "--json"]);
+        points.as_array()?.iter().any(|p| p["point"] == "height" && p["quality"] == "good").then_some(())
+    });
+    site.done(&["onboard", "decommission", &id, "--yes"]);
+    life(&site, &id, "decommissioned");
+    stop(gateway);
+}

@@ -24,7 +24,6 @@ mod requests;
 mod values;
 mod world;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,7 +121,7 @@ pub async fn start(loaded: &Loaded, ground: Ground) -> Result<(Management, tokio
 pub async fn take_files(management: &Management, fleet: &Fleet, loaded: &Loaded) -> Result<(), Stopped> {
     let devices = declare::declarations(loaded);
     let revision = fleet.set_files(loaded);
-    management.report(Input::Files { devices, profiles: BTreeMap::new() }).await?;
+    management.report(Input::Files { devices, profiles: declare::types(loaded) }).await?;
     if tokio::time::timeout(APPLY_LIMIT, fleet.applied(revision)).await.is_err() {
         tracing::warn!("the devices are still being set up");
     }

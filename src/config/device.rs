@@ -7,6 +7,7 @@ mod link;
 mod management;
 mod modbus;
 mod point;
+mod types;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +33,8 @@ const DAY: u64 = 86_400_000;
 pub(super) struct Devices {
     pub enabled: Vec<Device>,
     pub disabled: Vec<DeviceId>,
+    /// For devices that no file declares, by the names of their profiles.
+    pub types: BTreeMap<String, Device>,
 }
 
 /// Settings of a device that its points take when they have none of their own. All of them may stand in `[defaults]`.
@@ -58,11 +61,13 @@ pub(super) fn read_all(context: &Context<'_>, dir: &Path, defaults: Option<&Tabl
             read.push((device, link_place, enabled));
         }
     }
-    layers.warn_unused();
+    let types = types::read_types(context, dir, defaults);
+    layers.warn_unused(|name| types.contains_key(name));
     check_unique(context, &read);
     check_links(context, &read);
     let (enabled, disabled): (Vec<_>, Vec<_>) = read.into_iter().partition(|(_, _, enabled)| *enabled);
     Devices {
+        types,
         enabled: enabled.into_iter().map(|(d, ..)| d).collect(),
         disabled: disabled.into_iter().map(|(d, ..)| d.model.id.clone()).collect(),
     }
@@ -83,6 +88,17 @@ fn read_device(
     file: &Path,
 ) -> Option<(Device, Place, bool)> {
     let own = layers::read_toml(context, file)?;
+    read_table(context, layers, defaults, own, file)
+}
+
+/// The same of a table that stands, or could stand, in `file`.
+fn read_table(
+    context: &Context<'_>,
+    layers: &mut Layers<'_>,
+    defaults: &Table,
+    own: Table,
+    file: &Path,
+) -> Option<(Device, Place, bool)> {
     let profile = layers.profile_of(&own);
     let mut table = defaults.clone();
     if let Some(profile) = &profile {

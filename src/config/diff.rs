@@ -54,6 +54,9 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
         list.push(id.clone());
     }
     changes.devices_removed = before.keys().filter(|id| !after.contains_key(*id)).cloned().collect();
+    if old.types != new.types {
+        changes.live.push("profiles");
+    }
     diff_uplinks(&old.gateway, &new.gateway, &mut changes);
     diff_sections(&old.gateway, &new.gateway, &mut changes);
     changes

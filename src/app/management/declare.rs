@@ -17,6 +17,11 @@ pub fn declarations(loaded: &Loaded) -> Vec<Declaration> {
     loaded.devices.iter().map(declaration).collect()
 }
 
+/// Types for devices that no file declares.
+pub fn types(loaded: &Loaded) -> BTreeMap<String, Arc<Profile>> {
+    loaded.types.iter().map(|(name, device)| (name.clone(), Arc::new(profile(device)))).collect()
+}
+
 fn declaration(device: &Device) -> Declaration {
     let DriverConfig::Modbus(modbus) = &device.driver;
     Declaration {

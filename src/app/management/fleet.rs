@@ -78,7 +78,36 @@ struct Inner {
 #[derive(Debug, Clone, Default)]
 struct Files {
     revision: u64,
+    /// Those that files declare, and those of `built`.
     devices: Arc<BTreeMap<DeviceId, Device>>,
+    types: Arc<BTreeMap<String, Device>>,
+    /// Devices that no file declares, with type and address.
+    built: BTreeMap<DeviceId, (String, String)>,
+}
+
+impl Files {
+    /// Adds the devices of a plan that no file declares, and leaves out those of an earlier one. Gives those that cannot be
+    /// built, and why.
+    fn build(&mut self, plan: &Plan) -> BTreeMap<DeviceId, String> {
+        let asked = |(id, planned): (&DeviceId, &PlannedDevice)| Some((id.clone(), planned.undeclared.clone()?));
+        let asked: BTreeMap<_, _> = plan.devices.iter().filter_map(asked).collect();
+        let mut failures = BTreeMap::new();
+        if asked == self.built {
+            return failures;
+        }
+        let mut devices = (*self.devices).clone();
+        self.built.keys().for_each(|id| drop(devices.remove(id)));
+        for (id, (name, address)) in &asked {
+            let kind = self.types.get(name).ok_or_else(|| format!("profiles/{name}.toml is no type for it"));
+            match kind.and_then(|kind| kind.placed(id, address)) {
+                Ok(device) => drop(devices.insert(id.clone(), device)),
+                Err(why) => drop(failures.insert(id.clone(), why)),
+            }
+        }
+        self.built = asked.into_iter().filter(|(id, _)| !failures.contains_key(id)).collect();
+        self.devices = Arc::new(devices);
+        failures
+    }
 }
 
 impl Fleet {
@@ -97,7 +126,8 @@ impl Fleet {
     pub fn set_files(&self, loaded: &Loaded) -> u64 {
         let devices = loaded.devices.iter().map(|d| (d.model.id.clone(), d.clone())).collect();
         let mut files = self.0.files.write().unwrap_or_else(PoisonError::into_inner);
-        *files = Files { revision: files.revision + 1, devices: Arc::new(devices) };
+        let types = Arc::new(loaded.types.clone());
+        *files = Files { revision: files.revision + 1, devices: Arc::new(devices), types, built: BTreeMap::new() };
         files.revision
     }
 
@@ -184,7 +214,11 @@ impl Fleet {
     /// Makes what runs equal to the plan. Gives the devices that could not be set up, and why.
     pub async fn apply(&self, plan: &Plan) -> BTreeMap<DeviceId, String> {
         let mut in_force = self.0.in_force.lock().await;
-        let files = self.files();
+        let (files, unbuilt) = {
+            let mut files = self.0.files.write().unwrap_or_else(PoisonError::into_inner);
+            let unbuilt = files.build(plan);
+            (files.clone(), unbuilt)
+        };
         let rewritten = in_force.take(&files.devices, plan);
         self.shown().retain(|id| !rewritten.contains(id));
         match self.change(&in_force, &files, plan).await {
@@ -192,7 +226,7 @@ impl Fleet {
             Err(stopping) => tracing::debug!("devices are not changed: {stopping}"),
         }
         self.0.applied.send_replace(files.revision);
-        in_force.failures.clone()
+        in_force.failures.clone().into_iter().chain(unbuilt).collect()
     }
 
     async fn change(&self, now: &InForce, files: &Files, plan: &Plan) -> Result<(), String> {

@@ -130,8 +130,15 @@ pub(super) async fn sweep(store: &Store, stays: impl Fn(&str) -> bool) {
 }
 
 /// Whether a device answers.
-pub(super) const fn is_polled(view: &DeviceView) -> bool {
-    matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. })
+pub(super) fn is_polled(view: &DeviceView) -> bool {
+    match view.state {
+        DeviceState::Online => true,
+        // Not to everything: who gave no good value yet, or none any more, does not answer.
+        DeviceState::Degraded { .. } => {
+            view.samples.iter().flatten().any(|sample| sample.quality == crate::model::Quality::Good)
+        }
+        _ => false,
+    }
 }
 
 impl Ways<'_> {

@@ -130,15 +130,16 @@ impl<'a> Layers<'a> {
         Some(Arc::new(profile))
     }
 
-    /// Profiles that no device names are parsed all the same, so that a mistake shows before it is needed.
-    pub fn warn_unused(&self) {
+    /// Profiles that no device names and that are no types are parsed all the same, so that a mistake shows before it is
+    /// needed.
+    pub fn warn_unused(&self, is_type: impl Fn(&str) -> bool) {
         for file in toml_files(self.context, &self.profiles_dir) {
             let name = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-            if !self.profiles.contains_key(name) && read_toml(self.context, &file).is_some() {
+            if !self.profiles.contains_key(name) && !is_type(name) && read_toml(self.context, &file).is_some() {
                 self.context.warn(
                     &Place::file(&file),
                     "",
-                    format!("no device says profile = \"{name}\"; its keys are not checked"),
+                    format!("no device says profile = \"{name}\", and it is not whole enough to be a type for devices without a file; its keys are not checked"),
                 );
             }
         }

@@ -126,14 +126,12 @@ impl Lifecycle {
         }
         self.make_room(&id)?;
         self.enter(now, &id, Source::Found, &finding.protocol, &finding.address, cause, step);
-        let identified = finding.claim.is_some();
         if let Some(record) = self.devices.get_mut(&id) {
             record.claim = finding.claim.map(Claim::bounded);
         }
         self.keep(&id, step);
-        if identified {
-            self.offer(now, &id, cause, step);
-        }
+        // Who answers and does not say who he is has been asked: his address is what he is known by.
+        self.offer(now, &id, cause, step);
         Ok(())
     }
 

@@ -560,7 +560,6 @@ fn wanted(now: Stamp, policy: &Policy, id: &DeviceId, record: &DeviceRecord) -> 
         State::Enrolling | State::Active if wants_credentials(record) => {
             Some(Effect::Issue { device, signing_request: record.signing_request.clone() })
         }
-        State::Discovered if record.source == Source::Found => Some(Effect::Identify(device)),
         State::Enrolling | State::Replacing if record.pinned.is_none() => Some(Effect::Identify(device)),
         _ => None,
     }
