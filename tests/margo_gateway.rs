@@ -17,7 +17,7 @@ use fieldgate_simulators::margo::wfm::records::Status;
 use margo_support::{Manager, PATIENCE, POINT, artifact, error, recipe};
 use serde_json::json;
 use support::eventually;
-use whole_support::{FakeDevice, Mode, Site, body, errors, stop, text};
+use whole_support::{FakeDevice, Mode, Site, body, errors, stop};
 
 const PUMP: Option<&str> = Some("plant/pump");
 
@@ -47,8 +47,10 @@ fn a_gateway_joins_takes_a_recipe_survives_a_kill_and_takes_it_back() {
     let gateway = site.start();
     manager.asked(3);
     assert_eq!(device.writes(), [(10, 42)], "nothing is applied twice");
-    let status = text(&site.run(&["margo", "status"]));
-    assert!(status.contains("installed") && status.contains("the last request was answered"), "{status}");
+    eventually("the status", PATIENCE, || {
+        let status = site.done(&["margo", "status"]);
+        (status.contains("installed") && status.contains("the last request was answered")).then_some(())
+    });
 
     manager.remove(&id, PUMP);
     assert_eq!(device.writes(), [(10, 42), (10, 1_010)], "back to what was there before");

@@ -9,9 +9,9 @@ mod whole_support;
 
 use fieldgate_simulators::margo::Op;
 use fieldgate_simulators::margo::schema::Mode as Shape;
-use margo_support::{DAY, Manager, POINT, error, recipe};
+use margo_support::{DAY, Manager, PATIENCE, POINT, error, recipe};
 use serde_json::json;
-use whole_support::{FakeDevice, Mode, Site, errors, stop, text};
+use whole_support::{FakeDevice, Mode, Site, errors, stop};
 
 const HOSTING: &str = "cpu = [{ cores = 2.0, architecture = \"arm64\" }], memory = \"512Mi\", storage = \"8Gi\", \
     interfaces = [\"ethernet\"], runtimes = [\"custom\"], deployment_types = [\"custom\"]";
@@ -113,9 +113,9 @@ fn a_transparent_gateway_is_a_client_an_identity_and_a_connection_per_device() {
     assert!(manager.wfm.retire("pump-2", true));
     manager.wait("the refusal", |seen| (seen.count(Op::Manifest, 403) > 0).then_some(()));
     manager.remove(&id, None);
-    let status = text(&site.run(&["margo", "status"]));
-    assert!(status.contains("has retired this client as pump-2"), "{status}");
-    assert!(status.contains("the last request was answered as pump-1"), "{status}");
+    for words in ["has retired this client as pump-2", "the last request was answered as pump-1"] {
+        support::eventually(words, PATIENCE, || site.done(&["margo", "status"]).contains(words).then_some(()));
+    }
     assert_eq!(manager.wfm.with(|seen| seen.devices.keys().cloned().collect::<Vec<_>>()), ["pump-1", "pump-2"]);
     stop(gateway);
 }

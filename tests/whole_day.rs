@@ -66,7 +66,7 @@ fn approved(day: &mut Day) {
 
 fn deployed(day: &mut Day) {
     day.floor.set_out("drive-4", true);
-    day.until_link("drive-4", |state| state != "online");
+    day.until_silent("drive-4");
     day.drives = day.deploy("", "south/*", &[("settings", "drives", "1.0")]);
     day.stranger = day.deploy("", "south/drive-9", &[("settings", "drives", "1.0")]);
     for drive in ["drive-1", "drive-2", "drive-3"] {
@@ -143,7 +143,7 @@ fn rotated(day: &mut Day) {
 fn replaced(day: &mut Day) {
     let (pump, child) = ("pump-2", "south/pump-2");
     day.floor.set_out(pump, true);
-    day.until_link(pump, |state| state != "online");
+    day.until_silent(pump);
     day.floor.exchange(pump, "S-new");
     day.floor.set_out(pump, false);
     day.south.until_life(pump, "identity-changed");

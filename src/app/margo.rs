@@ -116,6 +116,8 @@ impl Plant for GatewayPlant {
                 child.functions.firmware = self.ground.fleet.firmware(&child.id).is_ok();
             }
         });
+        let stays = |id: &str| children.binary_search_by(|child| child.id.as_str().cmp(id)).is_ok();
+        firmware::sweep(&self.ground.store, stays).await;
         Inventory { gateway: Identity::default(), functions: Functions::default(), children }
     }
 

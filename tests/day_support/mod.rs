@@ -140,10 +140,11 @@ impl Day {
         });
     }
 
-    /// Waits until the link of a device at `south` is in a state.
-    pub fn until_link(&self, device: &str, fits: impl Fn(&str) -> bool) {
-        self.south.until(&format!("the link of {device}"), &["devices", "--json"], |all| {
-            all.as_array().unwrap().iter().any(|line| line["device"] == device && fits(said(line, "state")))
+    /// Waits until `south` knows that a device does not answer.
+    pub fn until_silent(&self, device: &str) {
+        self.south.until(&format!("the silence of {device}"), &["devices", "--json"], |all| {
+            let silent = |line: &serde_json::Value| ["offline", "off-scan"].contains(&said(line, "state"));
+            all.as_array().unwrap().iter().any(|line| line["device"] == device && silent(line))
         });
     }
 

@@ -116,9 +116,29 @@ impl Mark {
     }
 }
 
+/// Removes the marks of devices that are not this gateway's any more.
+pub(super) async fn sweep(store: &Store, stays: impl Fn(&str) -> bool) {
+    let Ok(marks) = store.state().scan(TREE, b"") else { return };
+    for (key, _) in marks {
+        if std::str::from_utf8(&key).is_ok_and(&stays) {
+            continue;
+        }
+        if let Err(error) = store.state().delete(TREE, &key).await {
+            tracing::debug!(%error, "the mark of a device that is gone was not removed; it is tried again");
+        }
+    }
+}
+
 /// Whether a device answers.
-pub(super) const fn is_polled(view: &DeviceView) -> bool {
-    matches!(view.state, DeviceState::Online | DeviceState::Degraded { .. })
+pub(super) fn is_polled(view: &DeviceView) -> bool {
+    match view.state {
+        DeviceState::Online => true,
+        // Not to everything: who gave no good value yet, or none any more, does not answer.
+        DeviceState::Degraded { .. } => {
+            view.samples.iter().flatten().any(|sample| sample.quality == crate::model::Quality::Good)
+        }
+        _ => false,
+    }
 }
 
 impl Ways<'_> {

@@ -75,6 +75,8 @@ pub struct Client<P, S, X> {
     pub(super) status: watch::Sender<ClientStatus>,
     /// Alerts that were raised, so that a standing problem is raised once.
     pub(super) raised: BTreeSet<String>,
+    /// Whether the table of deployments is to be made anew.
+    pub(super) lines_stale: bool,
     /// Whether somebody wants to leave.
     pub(super) wish: Option<Wish>,
 }
@@ -126,8 +128,12 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             poll_due_ns: 0,
             status,
             raised: BTreeSet::new(),
+            lines_stale: true,
             wish,
         };
+        client.status.send_modify(|status| {
+            (status.device, status.url) = (client.parts.scope.top.to_string(), client.parts.config.url.to_string());
+        });
         client.take(begun).await?;
         client.sweep().await?;
         Ok(client)
@@ -242,6 +248,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
 
     /// Makes a step durable and begins its jobs.
     pub(super) async fn take(&mut self, step: Step) -> Result<(), ClientError> {
+        self.lines_stale |= !step.changes.is_empty();
         commit_in_order(&self.parts.storage, step.changes).await?;
         for (id, job) in step.jobs {
             let (plant, source) = (self.parts.plant.clone(), self.parts.source.clone());

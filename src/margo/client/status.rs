@@ -59,29 +59,35 @@ pub struct ClientStatus {
 }
 
 impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
-    pub(super) fn publish(&self) {
+    /// Tells how the client stands. The table is made anew only when something of it may have changed: with a thousand
+    /// children it is what costs most.
+    pub(super) fn publish(&mut self) {
+        let lines = std::mem::take(&mut self.lines_stale).then(|| self.lines());
         let (devices_reported, devices) = self.roster.progress();
-        let (lines, leaving) = (self.lines(), self.leaving());
+        let version = self.head.as_ref().map_or(0, |head| head.version);
+        let waiting = self.reconciler.outbox().len();
+        let now = (devices_reported, devices, self.roster.known(), self.leaving(), version, waiting);
         self.status.send_if_modified(|status| {
-            let next = ClientStatus {
-                device: self.parts.scope.top.to_string(),
-                url: self.parts.config.url.to_string(),
-                manifest_version: self.head.as_ref().map_or(0, |head| head.version),
-                devices_reported,
-                devices,
-                leaving,
-                devices_known: self.roster.known(),
-                statuses_waiting: self.reconciler.outbox().len(),
-                deployments: lines,
-                ..status.clone()
-            };
-            let changed = *status != next;
-            *status = next;
+            let before = (
+                status.devices_reported,
+                status.devices,
+                status.devices_known,
+                status.leaving,
+                status.manifest_version,
+                status.statuses_waiting,
+            );
+            (status.devices_reported, status.devices, status.devices_known, status.leaving, _, _) = now;
+            (status.manifest_version, status.statuses_waiting) = (version, waiting);
+            let table = lines.filter(|lines| status.deployments != *lines);
+            let changed = before != now || table.is_some();
+            if let Some(table) = table {
+                status.deployments = table;
+            }
             changed
         });
     }
 
-    pub(super) fn lines(&self) -> Vec<DeploymentLine> {
+    fn lines(&self) -> Vec<DeploymentLine> {
         let mut lines = Vec::new();
         for (record, placements) in self.reconciler.view() {
             let line = |placement: Option<&Placement>, state: &str, reason: String| DeploymentLine {
