@@ -23,6 +23,7 @@ const WRONG: &str = "Canary-Wrong-Password-90cd";
 const UPLINK: &str = "Canary-Uplink-Password-18e4";
 const OTLP: &str = "Canary-Otlp-Header-66d0";
 const EST: &str = "Canary-Est-Token-3b29";
+const REGISTRY: &str = "Canary-Registry-Password-5e7a";
 const IN_URL: &str = "Canary-In-Url-c417";
 
 /// A collector that keeps what it is sent, without the heads of requests: there the header with the secret belongs.
@@ -90,7 +91,8 @@ impl Canaries {
         let name = path.display().to_string();
         match std::str::from_utf8(&content) {
             Ok(pem) if pem.contains("PRIVATE KEY") => {
-                let line = pem.lines().filter(|l| !l.starts_with('-')).nth(1).expect("two lines of key");
+                // Keys of Ed25519 have one line only.
+                let line = pem.lines().filter(|l| !l.starts_with('-')).take(2).last().expect("a key");
                 self.add(&name, line.as_bytes());
             }
             _ => self.add(&name, &content[content.len() / 2..content.len() / 2 + 16]),
@@ -147,7 +149,9 @@ fn plant() -> Plant {
     let (collector, device) = (Collector::start(), FakeDevice::start(Mode::Well));
     let site = Site::new("");
     site.write("est-root.pem", &est.root_pem());
-    for (name, secret) in [("uplink", UPLINK), ("otlp", OTLP), ("est", EST), ("scada", BROKER_FILE)] {
+    for (name, secret) in
+        [("uplink", UPLINK), ("otlp", OTLP), ("est", EST), ("scada", BROKER_FILE), ("registry", REGISTRY)]
+    {
         site.write(&format!("secrets/{name}"), &format!("{secret}\n"));
     }
     site.main_file(&format!(
@@ -158,9 +162,15 @@ fn plant() -> Plant {
          reconnect_max = \"1 s\"\nrequests = true\n\
          [otlp]\nendpoint = \"http://127.0.0.1:{}\"\ninterval = \"1 s\"\nheaders = {{ authorization = {{ file = \"secrets/otlp\" }} }}\n\
          [est]\nurl = \"{}\"\nanchors = \"est-root.pem\"\nuser = \"gw\"\ntoken = {{ file = \"secrets/est\" }}\ncommon_name = \"gw-1\"\n\
+         [margo]\nurl = \"https://127.0.0.1:1\"\ntrust = {{ bundle = \"margo.json\" }}\n\
+         [margo.identity.est]\nurl = \"{}\"\nanchors = \"est-root.pem\"\nuser = \"gw\"\ntoken = {{ file = \"secrets/est\" }}\n\
+         trust_domain = \"plant.example\"\nwfm = \"wfm-1\"\n\
+         [margo.artifacts]\nuser = \"gw\"\npassword = {{ file = \"secrets/registry\" }}\n\
+         [firmware]\nkeys = [\"vendor.pub\"]\n\
          [management]\n[[management.role]]\nidentity = \"mqtt:local:scada\"\nrole = \"operator\"\n",
         broker.port(),
         collector.port,
+        est.url(),
         est.url(),
     ));
     site.device("pump", device.port(), "tier = 2\nrate = \"100 ms\"\n", "identify = false", POINTS);
@@ -173,12 +183,18 @@ const ANN: [&str; 4] = ["-u", "ann", "-P", BROKER_USER];
 fn no_secret_appears_anywhere() {
     let Plant { site, est, broker, collector, .. } = &plant();
     let mut canaries = Canaries::default();
-    for secret in [BROKER_USER, BROKER_FILE, WRONG, UPLINK, OTLP, EST, IN_URL] {
+    for secret in [BROKER_USER, BROKER_FILE, WRONG, UPLINK, OTLP, EST, REGISTRY, IN_URL] {
         canaries.add(secret, secret.as_bytes());
     }
     let told = text(&site.run(&["claim"]));
     let code = told.lines().next().unwrap().rsplit(' ').next().unwrap().to_owned();
     canaries.add("the claim code", code.as_bytes());
+    let artifact = site.file("artifact");
+    std::fs::write(&artifact, "an image").unwrap();
+    let vendor = site.file("vendor");
+    site.done(&["firmware", "keygen", &vendor]);
+    canaries.add_key(Path::new(&vendor));
+    site.done(&["firmware", "sign", &artifact, "--key", &vendor, "--target", "gateway", "--release", "9.9.9"]);
     let made = site.run(&["certs", "ca", "--create", "Plant"]);
     assert!(made.status.success(), "{}", errors(&made));
     let out = site.path().join("out-meter").display().to_string();
@@ -250,7 +266,10 @@ fn no_secret_appears_anywhere() {
         &["store", "status"],
         &["store", "export", "--format", "jsonl", "--output", &jsonl],
         &["store", "export", "--format", "csv", "--output", &csv],
+        &["firmware", "offer", &format!("{artifact}.manifest"), "--upload", &artifact],
         &["firmware", "status", "--json"],
+        &["margo", "status"],
+        &["margo", "status", "--json"],
         &["version", "--json"],
         &["export", "--public-key"],
         &["command", "pump", "a=5", "--json"],
@@ -283,7 +302,7 @@ fn no_secret_appears_anywhere() {
             canaries.absent(&format!("{place}, {}", message.topic), &message.payload);
         }
     }
-    let private = ["pki", "identity", "management"].map(|folder| site.data().join(folder));
+    let private = ["pki", "identity", "management", "margo/est"].map(|folder| site.data().join(folder));
     for path in listed(&site.data()).into_iter().chain([PathBuf::from(&jsonl), PathBuf::from(&csv)]) {
         if private.iter().all(|folder| !path.starts_with(folder)) {
             canaries.absent(&path.display().to_string(), &std::fs::read(&path).unwrap_or_default());
