@@ -53,9 +53,9 @@ impl Bench {
         self.site.file("artifact.manifest")
     }
 
-    fn offer(&self, manifest: &str) -> std::process::Output {
+    fn offer(&self, manifest: &str, more: &[&str]) -> std::process::Output {
         let url = format!("file://{}", self.site.file("artifact"));
-        self.site.run(&["firmware", "offer", manifest, "--url", &url, "--json"])
+        self.site.run(&[&["firmware", "offer", manifest, "--url", &url, "--json"], more].concat())
     }
 
     /// What the running gateway says of the job.
@@ -97,6 +97,20 @@ fn gateway_target() -> String {
     format!("gateway-{}", std::env::consts::ARCH)
 }
 
+#[test]
+fn an_offer_that_waits_for_the_maintenance_window_begins_in_it_without_a_word() {
+    let bench = Bench::new("window = \"00:00-00:00\"");
+    let gateway = bench.site.start();
+    bench.site.wait_for_state("one", "online");
+    bench.artifact("", 10_000);
+    let offered = bench.offer(&bench.sign("plant", &gateway_target(), "9.0.0"), &["--in-window"]);
+    assert!(offered.status.success(), "{}", errors(&offered));
+    let (gateway, job) = bench.until_over(gateway);
+    assert_eq!((job["stage"].as_str(), job["version"].as_str()), (Some("done"), Some("9.0.0")), "{job}");
+    assert_eq!(job["approval"], "window", "{job}");
+    stop(gateway);
+}
+
 /// The place that a process was started from.
 fn slot(gateway: &Child) -> String {
     let environment = std::fs::read(format!("/proc/{}/environ", gateway.id())).unwrap();
@@ -112,7 +126,7 @@ fn an_approved_update_restarts_proves_itself_and_stays() {
     bench.site.wait_for_state("one", "online");
     bench.artifact("", 300_000);
     let manifest = bench.sign("plant", &gateway_target(), "9.0.0");
-    let offered = bench.offer(&manifest);
+    let offered = bench.offer(&manifest, &[]);
     assert!(offered.status.success(), "{}", errors(&offered));
     assert_eq!(bench.job().unwrap()["stage"], "offered", "nothing begins without a word");
     bench.site.done(&["firmware", "approve"]);
@@ -184,7 +198,7 @@ fn what_is_unsigned_wrongly_signed_older_the_same_for_others_or_changed_is_refus
     let gateway = bench.site.start();
     bench.artifact("", 1_000);
     let refused = |manifest: &str, code: &str| {
-        let output = bench.offer(manifest);
+        let output = bench.offer(manifest, &[]);
         assert!(
             !output.status.success() && errors(&output).contains(&format!("({code})")),
             "{code}: {}",
@@ -211,7 +225,7 @@ fn what_is_unsigned_wrongly_signed_older_the_same_for_others_or_changed_is_refus
     *spoilt.last_mut().unwrap() = b'!';
     let wrong = |bytes: &[u8], code: &str| {
         std::fs::write(bench.site.file("artifact"), bytes).unwrap();
-        let offered = bench.offer(&good);
+        let offered = bench.offer(&good, &[]);
         assert!(offered.status.success(), "{}", errors(&offered));
         bench.site.done(&["firmware", "approve"]);
         let job = eventually("the end of the job", SOON * 2, || {
@@ -239,7 +253,7 @@ fn a_version_that_dies_or_does_less_than_the_old_one_is_taken_back() {
         bench.site.wait_for_state("one", "online");
         bench.artifact(&before.replace("SITE", &bench.site.text()), 1_000);
         let manifest = bench.sign("plant", &gateway_target(), "9.0.0");
-        assert!(bench.offer(&manifest).status.success());
+        assert!(bench.offer(&manifest, &[]).status.success());
         bench.site.done(&["firmware", "approve"]);
         let (gateway, job) = bench.until_over(gateway);
         assert_eq!((job["stage"].as_str(), job["code"].as_str()), (Some("rolled-back"), Some(code)), "{job}");
@@ -256,7 +270,7 @@ fn an_update_that_is_killed_at_any_stage_ends_in_a_version_that_runs() {
         bench.site.wait_for_state("one", "online");
         bench.artifact("", 600_000);
         let manifest = bench.sign("plant", &gateway_target(), "9.0.0");
-        assert!(bench.offer(&manifest).status.success());
+        assert!(bench.offer(&manifest, &[]).status.success());
         let order = ["offered", "approved", "transferring", "verified", "installing", "proving", "done"];
         let at = |stage: &str| order.iter().position(|known| *known == stage).unwrap_or(order.len());
         if killed_at != "offered" {
