@@ -23,8 +23,9 @@ mod job;
 mod profile;
 mod prove;
 mod states;
+mod wanted;
 
-pub use desk::{Desired, Facts, Reply, Wanted};
+pub use desk::{Desired, Facts, Reply};
 pub use document::{
     CommandLimits, DeadbandOverlay, DeviceOverlay, GatewayOverlay, Interlock, LimitsOverlay, Owner, PointOverlay,
     TimeSettings, parse_device, parse_duration, parse_gateway,
@@ -33,6 +34,7 @@ pub use job::{Job, Target, Version};
 pub use profile::{PointProfile, Profile};
 pub use prove::{Observed, Watcher};
 pub use states::{Action as ConfigAction, Event as ConfigEvent, Guard as ConfigGuard, State as ConfigState, TABLE};
+pub use wanted::Wanted;
 
 /// Largest desired document, in bytes of JSON.
 pub const MAX_DOCUMENT: usize = 64 * 1024;

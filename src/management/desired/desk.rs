@@ -1,48 +1,32 @@
 //! The desk where desired documents arrive: follows the table for each target.
 
+mod follow;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Map, Value as Json};
 
-use super::MAX_DOCUMENT;
-use super::document::{DeviceOverlay, parse_device, parse_duration, parse_gateway};
+use super::document::{DeviceOverlay, parse_device, parse_gateway};
 use super::effective::reported;
-use super::job::{Job, Target, USUAL_PROOF_MS, Version, digest};
+use super::job::{Job, Target, Version};
 use super::profile::Profile;
-use super::prove::{Verdict, Watcher, baseline, judge};
-use super::states::{Action, Event, Guard, State, TABLE};
+use super::prove::{Verdict, Watcher, judge};
+use super::states::{Event, State};
+use super::wanted::{Wanted, check, is_taken};
 use crate::contract::v1;
 use crate::contract::v1::event::Severity;
 use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{FieldError, Refusal};
 use crate::management::step::{Cause, Effect, Shown, Step};
-use crate::management::table::Word;
 use crate::model::Stamp;
 
 /// Versions kept per target when nobody says otherwise.
 const USUAL_HISTORY: usize = 20;
-/// Longest time of proof.
-const MAX_PROOF_MS: u64 = 3_600_000;
 /// Pause between two attempts to go back to the proven version.
 const RETRY_NS: u64 = 10_000_000_000;
 /// Between two looks at the values that prove a version.
 const LOOK_NS: u64 = 250_000_000;
-
-/// A desired document, decoded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Wanted {
-    /// Its number.
-    pub version: u64,
-    /// The overlay.
-    pub settings: Json,
-    /// Take the settings of this version of the history instead; 0 for none.
-    pub restore: u64,
-    /// How long values may take to arrive; empty for 30 s.
-    pub prove_within: String,
-    /// Words for the history.
-    pub comment: String,
-}
 
 /// A document that was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -408,183 +392,10 @@ impl Desired {
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one row's context; the only place where a job changes its state")]
-    fn follow(
-        &mut self,
-        now: Stamp,
-        target: &Target,
-        event: Event,
-        version: Option<Version>,
-        facts: Facts<'_>,
-        watcher: &Watcher,
-        cause: &Cause,
-        words: &str,
-        step: &mut Step,
-    ) -> Result<(), Refusal> {
-        let Some(job) = self.jobs.get_mut(target) else { return Ok(()) };
-        let runs = facts.runs || *target == Target::Gateway;
-        let row = TABLE.decide(job.state, event, |guard| match guard {
-            Guard::Running => runs,
-        })?;
-        let number = version.as_ref().or(job.candidate.as_ref()).unwrap_or(&job.in_force).version;
-        if row.from != row.to {
-            job.state = row.to;
-            job.since_ms = now.wall_ms;
-        }
-        if matches!(event, Event::ProofFailed | Event::ApplyFailed | Event::Stops | Event::Reapply) {
-            self.proofs.remove(target);
-            self.unapplied.remove(target);
-        }
-        let detail = match words.is_empty() {
-            true => format!("version {number}: {} to {}", row.from, row.to),
-            false => format!("version {number}: {} to {}: {words}", row.from, row.to),
-        };
-        step.audit(now, cause, &format!("config-{}", event.as_str()), format!("{target}/config"), detail, "done");
-        let mut incoming = version;
-        let mut next = false;
-        for &action in row.effects {
-            let Some(job) = self.jobs.get_mut(target) else { break };
-            match action {
-                Action::Take => {
-                    job.candidate = incoming.take().or(job.candidate.take());
-                    // How the version before ended is told by the history; of this one nothing is known yet.
-                    job.errors.clear();
-                    job.result.clear();
-                }
-                Action::Queue => job.queued = incoming.take(),
-                Action::Baseline => {
-                    job.excused = match (facts.profile, target.device()) {
-                        (Some(profile), Some(device)) => baseline(profile, &watcher.latest(device)),
-                        _ => Vec::new(),
-                    };
-                }
-                Action::Apply => self.ask(target, step),
-                Action::Commit => self.end(target, "applied", "", step),
-                Action::GiveUp => self.end(target, "rolled-back", words, step),
-                Action::Alarm => {
-                    let what = format!(
-                        "configuration {number} of {target}: {words}; the last proven version is applied again"
-                    );
-                    step.raise(now, target.device(), Severity::Alarm, "config-rolled-back", what);
-                }
-                Action::Next => next = true,
-            }
-        }
-        self.keep(target, facts, step);
-        if next && let Some(queued) = self.jobs.get_mut(target).and_then(|job| job.queued.take()) {
-            let cause = Cause::own(&queued.by.clone());
-            return self.follow(now, target, Event::Desired, Some(queued), facts, watcher, &cause, "", step);
-        }
-        Ok(())
-    }
-
-    /// The candidate ended: into force or not, and into the history.
-    fn end(&mut self, target: &Target, result: &str, words: &str, step: &mut Step) {
-        let Some(job) = self.jobs.get_mut(target) else { return };
-        let Some(mut version) = job.candidate.take() else { return };
-        job.excused.clear();
-        result.clone_into(&mut job.result);
-        job.result_version = version.version;
-        job.errors = match words.is_empty() {
-            true => Vec::new(),
-            false => vec![FieldError::new("", "not-proven", words)],
-        };
-        if version.version == job.in_force.version {
-            return;
-        }
-        result.clone_into(&mut version.result);
-        if result == "applied" {
-            job.in_force = version.clone();
-        }
-        let in_force = job.in_force.version;
-        step.put(Shelf::History, history_key(target, version.version), &version);
-        let history = self.history.entry(target.clone()).or_default();
-        history.insert(version.version, version);
-        while history.len() > self.keep_versions {
-            // The version in force is never the one that goes.
-            let Some(oldest) = history.keys().copied().find(|v| *v != in_force) else { break };
-            history.remove(&oldest);
-            step.delete(Shelf::History, history_key(target, oldest));
-        }
-        if *target == Target::Gateway
-            && let Ok(overlay) = parse_gateway(&self.jobs[target].in_force.settings)
-        {
-            self.keep_versions = overlay.history.unwrap_or(USUAL_HISTORY);
-        }
-    }
-
     /// The typed settings that a device shall run with; the files' when the kept ones do not fit the files any more.
     pub fn overlay(&self, target: &Target, profile: &Profile) -> Result<DeviceOverlay, Vec<FieldError>> {
         self.settings(target).map_or_else(|| Ok(DeviceOverlay::default()), |settings| parse_device(settings, profile))
     }
-}
-
-/// Why a document is refused, and a text that tells this refusal from others.
-type Rejected = (Vec<FieldError>, String);
-
-/// `None` when the document is the one that is in force or in work.
-fn check(
-    job: &Job,
-    wanted: Wanted,
-    history: Option<&BTreeMap<u64, Version>>,
-    facts: Facts<'_>,
-    cause: &Cause,
-    now: Stamp,
-) -> Result<Option<Version>, Rejected> {
-    let fingerprint = format!("{}:{}:{}", wanted.version, wanted.restore, digest(&wanted.settings));
-    let fail = |errors: Vec<FieldError>| (errors, fingerprint.clone());
-    let one = |path: &str, code: &str, text: String| fail(vec![FieldError::new(path, code, text)]);
-    let settings = match wanted.restore {
-        0 => wanted.settings,
-        number => match history.and_then(|h| h.get(&number)) {
-            Some(version) => version.settings.clone(),
-            None => return Err(one("/restore", "unknown-version", format!("version {number} is not in the history"))),
-        },
-    };
-    if settings.to_string().len() > MAX_DOCUMENT {
-        return Err(one("/settings", "out-of-range", format!("is larger than {MAX_DOCUMENT} bytes")));
-    }
-    let within_ms = match wanted.prove_within.as_str() {
-        "" => USUAL_PROOF_MS,
-        text => match parse_duration(text).map(|d| d.as_millis() as u64) {
-            Some(ms @ 1_000..=MAX_PROOF_MS) => ms,
-            _ => return Err(one("/prove_within", "out-of-range", "must be a duration from 1 s to 1 h".to_owned())),
-        },
-    };
-    if wanted.version <= job.highest {
-        if is_taken(job, history, wanted.version, &settings) {
-            return Ok(None);
-        }
-        let text = format!("is {}; it must be greater than {}, the last version taken", wanted.version, job.highest);
-        return Err(one("/version", "stale-version", text));
-    }
-    let errors = match facts.profile {
-        Some(profile) => parse_device(&settings, profile).err(),
-        None => parse_gateway(&settings).err(),
-    };
-    if let Some(errors) = errors {
-        return Err(fail(errors));
-    }
-    let comment = match wanted.restore {
-        0 => wanted.comment.chars().take(200).collect(),
-        number => format!("restored from version {number}"),
-    };
-    Ok(Some(Version {
-        version: wanted.version,
-        settings,
-        within_ms,
-        by: cause.actor.clone(),
-        at_ms: now.wall_ms,
-        comment,
-        result: String::new(),
-    }))
-}
-
-/// Whether these settings are known as this version: in force, in work, waiting, or in the history.
-fn is_taken(job: &Job, history: Option<&BTreeMap<u64, Version>>, number: u64, settings: &Json) -> bool {
-    let known = [Some(&job.in_force), job.candidate.as_ref(), job.queued.as_ref()];
-    let given_up = history.and_then(|h| h.get(&number));
-    known.into_iter().flatten().chain(given_up).any(|v| v.version == number && v.settings == *settings)
 }
 
 fn history_key(target: &Target, version: u64) -> String {
