@@ -20,6 +20,8 @@ mod fetch;
 pub mod fuzz;
 mod head;
 mod manifest;
+#[cfg(test)]
+mod tests;
 
 pub use bundle::{BundleError, MAX_UNPACKED, unpack};
 pub use fetch::{AcceptError, Accepted, Exchange, ExchangeError, Polled, poll};
