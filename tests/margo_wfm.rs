@@ -71,8 +71,8 @@ impl Site {
 }
 
 impl Plant for Site {
-    async fn inventory(&self) -> Inventory {
-        Inventory { children: self.children.lock().unwrap().clone(), ..Inventory::default() }
+    async fn inventory(&self) -> Option<Inventory> {
+        Some(Inventory { children: self.children.lock().unwrap().clone(), ..Inventory::default() })
     }
 
     async fn changed(&self) {

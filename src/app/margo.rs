@@ -95,7 +95,7 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
 }
 
 impl Plant for GatewayPlant {
-    async fn inventory(&self) -> Inventory {
+    async fn inventory(&self) -> Option<Inventory> {
         {
             let mut seen = self.seen();
             let Seen(registry, devices) = &mut *seen;
@@ -108,8 +108,7 @@ impl Plant for GatewayPlant {
             let held = life.devices().iter().filter(|(_, record)| record.is_held());
             held.map(|(id, record)| child(id, record, life.declaration(id))).collect::<Vec<_>>()
         });
-        // The gateway stops, and nothing is taken back for that.
-        let Ok(mut children) = held.await else { return std::future::pending().await };
+        let mut children = held.await.ok()?;
         self.ground.latest.read(|table| {
             for child in &mut children {
                 child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
@@ -118,7 +117,7 @@ impl Plant for GatewayPlant {
         });
         let stays = |id: &str| children.binary_search_by(|child| child.id.as_str().cmp(id)).is_ok();
         firmware::sweep(&self.ground.store, stays).await;
-        Inventory { gateway: Identity::default(), functions: Functions::default(), children }
+        Some(Inventory { gateway: Identity::default(), functions: Functions::default(), children })
     }
 
     async fn changed(&self) {

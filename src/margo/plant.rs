@@ -139,8 +139,8 @@ pub struct Alert {
 
 /// The gateway, as the client needs it.
 pub trait Plant: Send + Sync + 'static {
-    /// Who is there now.
-    fn inventory(&self) -> impl Future<Output = Inventory> + Send;
+    /// Who is there now; `None` when nobody can say any more, since the gateway stops: nothing is changed for that.
+    fn inventory(&self) -> impl Future<Output = Option<Inventory>> + Send;
 
     /// Ends when the inventory may have changed since the last call of [`Plant::inventory`].
     fn changed(&self) -> impl Future<Output = ()> + Send;

@@ -197,7 +197,8 @@ async fn the_id_in_a_deployment_must_be_the_one_of_the_manifest() {
 async fn errors_of_artifacts_mean_what_the_table_says() {
     let answered = async |part: &str, status: u16, body: &str| {
         let mut script = wanting(1, &many(10));
-        script.answer(part, |answer| *answer = Response { status, body: body.to_owned().into(), ..Response::default() });
+        script
+            .answer(part, |answer| *answer = Response { status, body: body.to_owned().into(), ..Response::default() });
         script.poll(None).await.unwrap_err()
     };
     for part in ["deployments", "bundles"] {
