@@ -21,7 +21,7 @@ use crate::margo::deployment::tests::example;
 use crate::margo::desired::{Exchange, ExchangeError};
 use crate::margo::identity::{BundleSource, IdentityFiles, TlsVersions};
 use crate::margo::plant::{Alert, Before, Child, Functions, Identity, Inventory, Order, Plant, Refusal};
-use crate::margo::polling::{Polling, Window};
+use crate::margo::polling::Polling;
 use crate::margo::reconcile::{Scope, Wildcard};
 use crate::margo::storage::MemoryStorage;
 use crate::margo::words::{DevicePath, Digest};
