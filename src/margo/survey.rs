@@ -147,3 +147,6 @@ fn capabilities(
         extensions: details.extensions.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

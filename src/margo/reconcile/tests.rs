@@ -1,6 +1,7 @@
 //! The reconciler against a plant that remembers what it was told, killed between any two steps.
 
 mod hardware;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 
