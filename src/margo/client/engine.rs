@@ -75,8 +75,9 @@ pub struct Client<P, S, X> {
     pub(super) status: watch::Sender<ClientStatus>,
     /// Alerts that were raised, so that a standing problem is raised once.
     pub(super) raised: BTreeSet<String>,
-    /// Whether the table of deployments is to be made anew.
+    /// Whether the table of deployments is to be made anew, and not before which monotonic time.
     pub(super) lines_stale: bool,
+    pub(super) lines_due_ns: u64,
     /// Whether somebody wants to leave.
     pub(super) wish: Option<Wish>,
 }
@@ -130,6 +131,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             status,
             raised: BTreeSet::new(),
             lines_stale: true,
+            lines_due_ns: 0,
             wish,
         };
         client.status.send_modify(|status| {
@@ -195,6 +197,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             }
         }
         due.extend(self.reconciler.next_wake());
+        due.extend(self.lines_stale.then_some(self.lines_due_ns));
         let next = due.into_iter().filter(|at| *at > now).min().unwrap_or(now);
         Duration::from_nanos(next.saturating_sub(now)).max(Duration::from_millis(20))
     }

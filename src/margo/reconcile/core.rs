@@ -200,7 +200,7 @@ impl Reconciler {
             return;
         }
         if let Some(old) = record.wanted {
-            for placement in self.placements.values_mut().filter(|placement| placement.deployment == *id) {
+            for (_, placement) in of_mut(&mut self.placements, id) {
                 if let Some(begun) = placement.begun.as_mut().filter(|begun| begun.digest == old) {
                     begun.version = begun.version.max(previous);
                 }
@@ -213,7 +213,7 @@ impl Reconciler {
         }
         self.retries.remove(&Retry::Fetch(id.clone()));
         self.changed_records.insert(id.clone());
-        self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        self.change_all_of(id);
     }
 
     /// Who is there now.
@@ -301,10 +301,17 @@ impl Reconciler {
 
     /// The deployments with their placements, for tables.
     pub fn view(&self) -> impl Iterator<Item = (&Record, Vec<&Placement>)> {
-        self.records.values().map(|record| {
-            let of = self.placements.values().filter(|placement| placement.deployment == record.id);
-            (record, of.collect())
-        })
+        self.records.values().map(|record| (record, self.placements_of(&record.id).collect()))
+    }
+
+    /// Where a deployment is.
+    pub(super) fn placements_of<'a>(&'a self, id: &'a DeploymentId) -> impl Iterator<Item = &'a Placement> {
+        let from = self.placements.range((id.clone(), DevicePath::least())..);
+        from.take_while(move |((of, _), _)| of == id).map(|(_, placement)| placement)
+    }
+
+    fn change_all_of(&mut self, id: &DeploymentId) {
+        self.changed.extend(of_mut(&mut self.placements, id).map(|(key, _)| key.clone()));
     }
 
     /// The newest manifest whose revision of a deployment a device has begun; without one, the manifest that brought it.
@@ -321,7 +328,7 @@ impl Reconciler {
     ) -> Result<(), StorageError> {
         self.stirred.insert(id.clone());
         self.changed_records.insert(id.clone());
-        self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        self.change_all_of(id);
         let names: Vec<String> = match self.deployments.get(id) {
             Some(Ok(deployment)) => deployment.component_names().map(str::to_owned).collect(),
             _ => return Ok(()),
@@ -459,12 +466,12 @@ impl Reconciler {
         if record.failed.as_ref() != Some(&error) {
             record.failed = Some(error);
             self.changed_records.insert(id.clone());
-            self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+            self.change_all_of(id);
         }
     }
 
     fn leave_all(&mut self, id: &DeploymentId) {
-        for (key, placement) in self.placements.iter_mut().filter(|((of, _), _)| of == id) {
+        for (key, placement) in of_mut(&mut self.placements, id) {
             if !placement.leaving {
                 placement.leaving = true;
                 self.changed.insert(key.clone());
@@ -474,7 +481,7 @@ impl Reconciler {
     }
 
     fn settle_on(&mut self, id: &DeploymentId, paths: BTreeSet<DevicePath>, is_ready: bool) {
-        for (key, placement) in self.placements.iter_mut().filter(|((of, _), _)| of == id) {
+        for (key, placement) in of_mut(&mut self.placements, id) {
             let leaving = !paths.contains(&placement.path);
             if placement.leaving != leaving {
                 // Back again: whatever was undone meanwhile is to be done anew.
@@ -501,7 +508,16 @@ impl Reconciler {
                 record.failed = None;
             }
             self.changed_records.insert(id.clone());
-            self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+            self.change_all_of(id);
         }
     }
+}
+
+/// Where a deployment is, to change it.
+fn of_mut<'a>(
+    placements: &'a mut BTreeMap<PlacementKey, Placement>,
+    id: &'a DeploymentId,
+) -> impl Iterator<Item = (&'a PlacementKey, &'a mut Placement)> {
+    let from = placements.range_mut((id.clone(), DevicePath::least())..);
+    from.take_while(move |((of, _), _)| of == id)
 }
