@@ -198,8 +198,12 @@ impl Reconciler {
         let record = self.records.entry(id.clone()).or_insert_with(fresh);
         self.stirred.insert(id.clone());
         if record.foreign && digest.is_some() {
-            // This fleet manager wants what the one before has left: it is told of it from the beginning.
-            (record.foreign, record.arrived) = (false, head);
+            // This fleet manager wants what the one before has left: it is told of it from the beginning, by the versions of
+            // its own manifests.
+            (record.foreign, record.arrived, record.told) = (false, head, None);
+            for (_, placement) in of_mut(&mut self.placements, id) {
+                (placement.begun, placement.aligned, placement.told) = (None, None, None);
+            }
             self.change_all_of(id);
             return self.want(id, digest, names, previous);
         }
@@ -290,13 +294,8 @@ impl Reconciler {
     pub fn forget_relation(&mut self) -> Result<Vec<Change>, StorageError> {
         let mut changes = self.outbox.forget();
         for record in self.records.values_mut() {
-            (record.foreign, record.told) = (true, None);
+            record.foreign = true;
             changes.push(record.save()?);
-        }
-        for placement in self.placements.values_mut() {
-            // Versions of another fleet manager's manifests say nothing here.
-            (placement.begun, placement.aligned, placement.told) = (None, None, None);
-            changes.push(placement.save()?);
         }
         Ok(changes)
     }
