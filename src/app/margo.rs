@@ -81,10 +81,11 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
     let writable = declared.is_some_and(|d| d.profile.points.values().any(|point| point.max_access != Access::Read));
     Child {
         id: id.clone(),
-        parent: None,
         identity: Identity { vendor: said(plate.vendor), model: said(plate.model), serial: said(plate.serial) },
         hardware: record.approved().map(|_| format!("piece {}", record.piece)).unwrap_or_default(),
         protocol: record.protocol.clone(),
+        tier: record.tier,
+        firmware: record.claim.as_ref().and_then(|claim| said(claim.firmware.clone())),
         functions: Functions {
             configuration: delegated("config"),
             recipe: writable && delegated("command"),

@@ -35,14 +35,16 @@ pub struct Identity {
 pub struct Child {
     /// Id on this gateway.
     pub id: DeviceId,
-    /// The device that it is behind; `None` for one directly behind the gateway.
-    pub parent: Option<DeviceId>,
     /// Who it is.
     pub identity: Identity,
     /// Names the piece of hardware, so that another one in its place is recognised; empty when nobody knows.
     pub hardware: String,
     /// Protocol, such as `modbus-tcp`.
     pub protocol: String,
+    /// Tier of its management.
+    pub tier: u8,
+    /// Firmware that it says it runs.
+    pub firmware: Option<String>,
     /// What it can take; what it may take is the configuration's to say.
     pub functions: Functions,
     /// Whether it answers now.

@@ -42,7 +42,8 @@ impl Site {
     pub fn with(names: &[&str]) -> Arc<Self> {
         let child = |name: &&str| Child {
             id: DeviceId::new(name).unwrap(),
-            parent: None,
+            tier: 1,
+            firmware: None,
             identity: Identity {
                 vendor: Some("Acme".into()),
                 model: Some("P-100".into()),

@@ -111,7 +111,8 @@ impl Site {
 
     /// The program with this configuration.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fieldgate"));
+        let built = env!("CARGO_BIN_EXE_fieldgate").into();
+        let mut command = Command::new(std::env::var_os("FIELDGATE_PROGRAM").unwrap_or(built));
         command.arg("--config").arg(self.path()).args(arguments);
         command
     }

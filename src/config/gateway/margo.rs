@@ -245,7 +245,11 @@ fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
     let (mut all, mut identities) = (BTreeMap::new(), BTreeMap::new());
     for reader in section.tables("device", "margo.device") {
         let found = reader.required("id", "id = \"pump-1\"", id::<DeviceId>);
-        let details = details(&reader);
+        let parent = reader.optional("parent", id::<DeviceId>);
+        if parent.is_some() && parent == found {
+            reader.error("parent", "a device is not behind itself; leave it out for one directly behind the gateway");
+        }
+        let details = Details { parent, ..details(&reader) };
         let files = reader.optional("cert", path).zip(reader.optional("key", path));
         if reader.has("cert") != reader.has("key") {
             reader.error(if reader.has("cert") { "cert" } else { "key" }, "an identity needs both `cert` and `key`");
@@ -276,6 +280,7 @@ fn details(reader: &Reader<'_>) -> Details {
         vendor: text("vendor"),
         model: text("model"),
         serial: text("serial"),
+        parent: None,
         labels: named(reader, "labels", |_| true, is_label, "a text, number, boolean, or list of texts or of numbers"),
         extensions: named(
             reader,

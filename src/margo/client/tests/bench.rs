@@ -179,7 +179,8 @@ impl Yard {
     pub(super) fn has(&self, names: &[&str]) {
         let child = |name: &&str| Child {
             id: DeviceId::new(name).unwrap(),
-            parent: None,
+            tier: 1,
+            firmware: None,
             identity: Identity::default(),
             hardware: String::new(),
             protocol: "modbus-tcp".to_owned(),
