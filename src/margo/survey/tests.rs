@@ -1,5 +1,6 @@
 //! What of the plant the fleet manager is shown, in each mode.
 
+use super::super::capabilities::tests::hosting;
 use super::super::schema;
 use super::*;
 
@@ -16,12 +17,11 @@ fn child(id: &str) -> Child {
     }
 }
 
-/// A gateway `gw` with this in its `[margo]`, and what its client, or that of the device `only`, says of these devices.
-fn seen_by(margo: &str, only: Option<&str>, ids: &[&str]) -> Survey {
-    let folder = tempfile::tempdir().unwrap();
-    let head = "[gateway]\nid = \"gw\"\n[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\n";
-    std::fs::write(folder.path().join("fieldgate.toml"), format!("{head}{margo}")).unwrap();
-    let config = crate::config::load(folder.path()).unwrap().gateway.margo.unwrap();
+/// What a gateway's client, or that of its device `only`, says of these devices, and what its configuration says of them.
+fn seen_by(mode: Mode, only: Option<&str>, ids: &[&str], said: &[(&str, Details)]) -> Survey {
+    let mut config = Config::for_tests(std::path::Path::new("margo"));
+    config.mode = mode;
+    config.devices = said.iter().map(|(id, details)| (DeviceId::new(id).unwrap(), details.clone())).collect();
     let children = ids.iter().map(|id| child(id)).collect();
     let only = only.map(|only| DeviceId::new(only).unwrap());
     let scope = scope(&config, only.as_ref()).unwrap();
@@ -32,8 +32,12 @@ fn seen_by(margo: &str, only: Option<&str>, ids: &[&str]) -> Survey {
     survey
 }
 
-fn seen(margo: &str, ids: &[&str]) -> Survey {
-    seen_by(margo, None, ids)
+fn seen(ids: &[&str], said: &[(&str, Details)]) -> Survey {
+    seen_by(Mode::SeeThru, None, ids, said)
+}
+
+fn behind(parent: &str) -> Details {
+    Details { parent: Some(DeviceId::new(parent).unwrap()), ..Details::default() }
 }
 
 fn paths_of(survey: &Survey) -> Vec<&str> {
@@ -48,59 +52,55 @@ fn reported(survey: &Survey) -> Vec<&str> {
 
 #[test]
 fn a_see_thru_gateway_shows_itself_and_each_child_as_a_path_below_it() {
-    assert_eq!(reported(&seen("", &["a", "b"])), ["gw", "gw/a", "gw/b"]);
+    assert_eq!(reported(&seen(&["a", "b"], &[])), ["gw", "gw/a", "gw/b"]);
 }
 
 #[test]
 fn a_device_behind_a_device_has_a_deeper_path_if_the_other_one_is_there() {
-    let behind = |id: &str, parent: &str| format!("[[margo.device]]\nid = \"{id}\"\nparent = \"{parent}\"\n");
-    let text = behind("b", "a") + &behind("c", "b") + &behind("d", "gone");
-    assert_eq!(paths_of(&seen(&text, &["a", "b", "c", "d"])), ["gw", "gw/a", "gw/a/b", "gw/a/b/c", "gw/d"]);
-    assert_eq!(paths_of(&seen(&text, &["b", "c"])), ["gw", "gw/b", "gw/b/c"], "its parent was taken out");
-    let ring = behind("a", "b") + &behind("b", "a");
-    assert_eq!(paths_of(&seen(&ring, &["a", "b"])), ["gw", "gw/a", "gw/b"]);
+    let said = [("b", behind("a")), ("c", behind("b")), ("d", behind("gone"))];
+    assert_eq!(paths_of(&seen(&["a", "b", "c", "d"], &said)), ["gw", "gw/a", "gw/a/b", "gw/a/b/c", "gw/d"]);
+    assert_eq!(paths_of(&seen(&["b", "c"], &said)), ["gw", "gw/b", "gw/b/c"], "its parent was taken out");
+    assert_eq!(paths_of(&seen(&["a", "b"], &[("a", behind("b")), ("b", behind("a"))])), ["gw", "gw/a", "gw/b"]);
 }
 
 #[test]
 fn an_opaque_gateway_shows_one_device_and_places_on_all() {
-    let hosting = "hosting = { cpu = [{ cores = 2, architecture = \"arm64\" }], memory = \"1Gi\", storage = \"8Gi\", \
-                   runtimes = [\"custom\"], deployment_types = [\"custom\"] }\n";
-    let survey = seen(&format!("mode = \"opaque\"\n[[margo.device]]\nid = \"a\"\n{hosting}"), &["a", "b"]);
+    let hosts = Details { hosting: Some(hosting(2.0, "1Gi")), ..Details::default() };
+    let survey = seen_by(Mode::Opaque, None, &["a", "b"], &[("a", hosts)]);
     assert_eq!((reported(&survey), paths_of(&survey)), (vec!["gw"], vec!["gw", "gw/a", "gw/b"]));
     assert_eq!(survey.report[0].hosting.as_ref().unwrap().memory, "1Gi");
 }
 
 #[test]
 fn a_transparent_gateway_is_not_seen_and_each_device_shows_only_itself() {
-    let own = |id: &str| format!("[[margo.device]]\nid = \"{id}\"\ncert = \"{id}.pem\"\nkey = \"{id}.key\"\n");
-    let survey = seen_by(&format!("mode = \"transparent\"\n{}{}", own("a"), own("b")), Some("b"), &["a", "b"]);
+    let survey = seen_by(Mode::Transparent(BTreeMap::new()), Some("b"), &["a", "b"], &[]);
     assert_eq!((reported(&survey), paths_of(&survey)), (vec!["b"], vec!["b"]));
 }
 
 #[test]
 fn resources_are_shown_only_of_what_the_configuration_says_hosts_and_unknown_names_are_said_to_be() {
-    let survey = seen("", &["a"]);
+    let survey = seen(&["a"], &[]);
     assert!(survey.report.iter().all(|device| device.hosting.is_none()));
     assert_eq!((survey.report[0].vendor.as_str(), survey.report[0].serial.as_str()), ("Acme", UNKNOWN));
 }
 
 #[test]
 fn what_the_registry_knows_is_reported_and_the_configuration_has_the_last_word() {
-    let plain = seen("", &["a"]).report.remove(0).to_json();
+    let plain = seen(&["a"], &[]).report.remove(0).to_json();
     assert_eq!(plain["labels"], json!({ "fieldgate.dev/protocol": "modbus-tcp", "fieldgate.dev/tier": 2 }));
     assert_eq!(plain["x-fieldgate-extensions"], json!({ "firmware": "1.4" }));
-    let own = "[[margo.device]]\nid = \"a\"\n[margo.device.labels]\n\"fieldgate.dev/tier\" = \"\"\nline = 2\n\
-               [margo.device.extensions.x-fieldgate-extensions]\nshelf = 7\n";
-    let own = seen(own, &["a"]).report.remove(0).to_json();
+    let labels = [("fieldgate.dev/tier".to_owned(), json!("")), ("line".to_owned(), json!(2))].into();
+    let extensions = [("x-fieldgate-extensions".to_owned(), json!({ "shelf": 7 }))].into();
+    let said = Details { labels, extensions, ..Details::default() };
+    let own = seen(&["a"], &[("a", said)]).report.remove(0).to_json();
     assert_eq!(own["labels"], json!({ "fieldgate.dev/protocol": "modbus-tcp", "line": 2 }));
     assert_eq!(own["x-fieldgate-extensions"], json!({ "shelf": 7 }));
 }
 
 #[test]
 fn labels_of_ours_are_prefixed_with_a_domain_and_keys_keep_their_case() {
-    let own =
-        "[[margo.device]]\nid = \"a\"\n[margo.device.labels]\n\"acme.example/Line\" = 1\n\"acme.example/line\" = 2\n";
-    let survey = seen(own, &["a"]);
+    let labels = ["acme.example/Line", "acme.example/line"].map(|key| (key.to_owned(), json!(1))).into();
+    let survey = seen(&["a"], &[("a", Details { labels, ..Details::default() })]);
     let keys: Vec<&str> = survey.report[0].labels.keys().map(String::as_str).collect();
     assert_eq!(keys, ["acme.example/Line", "acme.example/line", "fieldgate.dev/protocol", "fieldgate.dev/tier"]);
 }
