@@ -2,26 +2,22 @@
 //!
 //! The directory holds one OCI image layout per repository (`<directory>/<host>/<path>/index.json` and `blobs/sha256/…`), as
 //! `oras copy --to-oci-layout` and `skopeo copy … oci:…` write it. It is asked first; what it lacks comes from the registry,
-//! unless there is none.
+//! unless there is none. Both are read within limits: no answer is taken beyond the bytes and the time that its place allows.
 
 mod layout;
+mod registry;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt;
+use bytes::{Bytes, BytesMut};
 use oci_client::Reference;
-use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor};
-use oci_client::secrets::RegistryAuth;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use layout::{Layout, read_limited};
+use registry::{Body, Pace, Registry};
 
-use super::format::{FIRMWARE_TYPE, FormatError, Layer, MAX_MANIFEST, Parts, read_document, read_manifest};
+use super::format::{FIRMWARE_TYPE, FormatError, Layer, Parts, read_document, read_manifest};
 use super::parameters::{ParameterError, bind};
 use super::{Fetched, Work};
 use crate::margo::deployment::{ComponentRef, Deployment};
@@ -29,8 +25,8 @@ use crate::margo::words::Digest;
 use crate::platform::durable::{Access, Disk};
 use crate::security::Secret;
 
-/// Until a registry answers, and between two pieces.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes that are read of a file at once.
+const PIECE: usize = 256 << 10;
 
 /// Why a component could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +91,7 @@ pub struct Source {
     config: SourceConfig,
     /// Where images of firmware lie.
     cache: PathBuf,
-    client: Option<Client>,
+    registry: Option<Registry>,
     disk: Disk,
 }
 
@@ -120,24 +116,14 @@ impl Source {
     /// # Errors
     /// When the authorities' file cannot be read.
     pub fn new(config: SourceConfig, cache: PathBuf) -> Result<Self, std::io::Error> {
-        // The registry client takes the process-wide provider; a second call changes nothing.
+        Self::with_pace(config, cache, Pace::default())
+    }
+
+    fn with_pace(config: SourceConfig, cache: PathBuf, pace: Pace) -> Result<Self, std::io::Error> {
+        // The HTTP client takes the process-wide provider; a second call changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let certificates = match &config.ca {
-            Some(path) => pem_blocks(&std::fs::read_to_string(path)?),
-            None => Vec::new(),
-        };
-        let client = config.registries.then(|| {
-            Client::new(ClientConfig {
-                protocol: ClientProtocol::HttpsExcept(config.plain.clone()),
-                tls_certs_only: certificates,
-                platform_resolver: None,
-                read_timeout: Some(PATIENCE),
-                connect_timeout: Some(PATIENCE),
-                user_agent: concat!("fieldgate/", env!("CARGO_PKG_VERSION")),
-                ..ClientConfig::default()
-            })
-        });
-        Ok(Self { config, cache, client, disk: Disk::default() })
+        let registry = config.registries.then(|| Registry::new(&config, pace)).transpose()?;
+        Ok(Self { config, cache, registry, disk: Disk::default() })
     }
 
     /// Fetches every component of a deployment and binds its parameters.
@@ -208,12 +194,7 @@ impl Source {
         if let Some(bytes) = self.layout(reference).map_or(Ok(None), |layout| layout.manifest(reference))? {
             return Ok(bytes);
         }
-        let client = self.registry()?;
-        let types = [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE];
-        let (bytes, _) = client.pull_manifest_raw(reference, &self.login(), &types).await.map_err(judge)?;
-        if bytes.len() > MAX_MANIFEST {
-            return Err(Miss::Never(format!("its manifest has {} bytes", bytes.len())));
-        }
+        let bytes = self.registry()?.manifest(reference).await?;
         match reference.digest() {
             Some(wanted) if Digest::of(&bytes).to_string() != wanted => {
                 Err(Miss::Never(format!("its manifest has digest {}, wanted is {wanted}", Digest::of(&bytes))))
@@ -233,10 +214,9 @@ impl Source {
     }
 
     async fn pull(&self, reference: &Reference, layer: &Layer) -> Result<Bytes, Miss> {
-        let mut stream = self.registry()?.pull_blob_stream(reference, &descriptor(layer)).await.map_err(judge)?.stream;
+        let mut body = self.registry()?.blob(reference, layer).await?;
         let mut bytes = Vec::new();
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| cut(layer, bytes.len() as u64, &error))?;
+        while let Some(piece) = body.next().await? {
             if (bytes.len() + piece.len()) as u64 > layer.size {
                 return Err(longer(layer));
             }
@@ -272,15 +252,11 @@ impl Source {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut written = 0_u64;
         let local = self.layout(reference).map(|layout| layout.blob(&layer.digest)).filter(|path| path.is_file());
-        let mut stream = match local {
-            Some(path) => {
-                let bytes = read_limited(&path, layer.size)?;
-                futures::stream::iter([Ok(bytes)]).boxed()
-            }
-            None => self.registry()?.pull_blob_stream(reference, &descriptor(layer)).await.map_err(judge)?.stream,
+        let mut pieces = match local {
+            Some(path) => Pieces::File(tokio::fs::File::open(path).await.map_err(broken)?),
+            None => Pieces::Answer(self.registry()?.blob(reference, layer).await?),
         };
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| cut(layer, written, &error))?;
+        while let Some(piece) = pieces.next().await? {
             written += piece.len() as u64;
             if written > layer.size {
                 return Err(longer(layer));
@@ -290,24 +266,13 @@ impl Source {
         }
         file.sync_all().await.map_err(broken)?;
         let found = crate::margo::words::hex(hash.finish().as_ref());
-        if found == layer.digest.hex() {
-            Ok(())
-        } else {
-            Err(Miss::Never(format!("its image has digest sha256:{found}, wanted is {}", layer.digest)))
-        }
+        if found == layer.digest.hex() { Ok(()) } else { Err(mismatch(layer, written, &format!("sha256:{found}"))) }
     }
 
-    fn registry(&self) -> Result<&Client, Miss> {
-        self.client.as_ref().ok_or_else(|| {
+    fn registry(&self) -> Result<&Registry, Miss> {
+        self.registry.as_ref().ok_or_else(|| {
             Miss::Later("it is not in the directory of artifacts, and registries are switched off".to_owned())
         })
-    }
-
-    fn login(&self) -> RegistryAuth {
-        match &self.config.login {
-            Some((user, password)) => RegistryAuth::Basic(user.clone(), password.expose().to_owned()),
-            None => RegistryAuth::Anonymous,
-        }
     }
 
     fn layout(&self, reference: &Reference) -> Option<Layout> {
@@ -316,9 +281,24 @@ impl Source {
     }
 }
 
-/// A blob that ended early may come whole the next time; one that is whole and wrong, as the client says, stays wrong.
-fn cut(layer: &Layer, got: u64, error: &std::io::Error) -> Miss {
-    if got == layer.size { Miss::Never(error.to_string()) } else { Miss::Later(error.to_string()) }
+/// An image that arrives piece by piece.
+enum Pieces {
+    File(tokio::fs::File),
+    Answer(Body),
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Found<Bytes> {
+        match self {
+            Self::Answer(body) => body.next().await,
+            Self::File(file) => {
+                let mut piece = BytesMut::with_capacity(PIECE);
+                let read = file.read_buf(&mut piece).await;
+                let read = read.map_err(|error| Miss::Later(format!("the directory of artifacts: {error}")))?;
+                Ok((read > 0).then(|| piece.freeze()))
+            }
+        }
+    }
 }
 
 /// `oci://host/path` and a tag, a digest or both.
@@ -348,41 +328,22 @@ fn reference(component: &ComponentRef) -> Result<Reference, SourceError> {
     }
 }
 
-fn descriptor(layer: &Layer) -> OciDescriptor {
-    let size = i64::try_from(layer.size).unwrap_or(i64::MAX);
-    OciDescriptor { media_type: layer.kind.clone(), digest: layer.digest.to_string(), size, ..OciDescriptor::default() }
-}
-
 fn longer(layer: &Layer) -> Miss {
     Miss::Never(format!("its layer is longer than the {} bytes that its manifest says", layer.size))
 }
 
 fn matches(bytes: &Bytes, layer: &Layer) -> Result<(), Miss> {
     let found = Digest::of(bytes);
+    if found == layer.digest { Ok(()) } else { Err(mismatch(layer, bytes.len() as u64, &found.to_string())) }
+}
+
+/// What ended early may come whole the next time; what is whole and wrong stays wrong.
+fn mismatch(layer: &Layer, got: u64, found: &str) -> Miss {
     let what = if layer.kind == FIRMWARE_TYPE { "image" } else { "layer" };
-    if found == layer.digest {
-        Ok(())
-    } else {
-        Err(Miss::Never(format!("its {what} has digest {found}, wanted is {}", layer.digest)))
+    match got < layer.size {
+        true => Miss::Later(format!("its {what} ended after {got} of {} bytes", layer.size)),
+        false => Miss::Never(format!("its {what} has digest {found}, wanted is {}", layer.digest)),
     }
-}
-
-/// Tells what may work later from what will not.
-fn judge(error: OciDistributionError) -> Miss {
-    use OciDistributionError as E;
-    let text: String = error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-    match error {
-        E::DigestError(_) | E::SpecViolationError(_) | E::JsonError(_) => Miss::Never(text),
-        _ => Miss::Later(text),
-    }
-}
-
-fn pem_blocks(text: &str) -> Vec<Certificate> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let blocks = text.split_inclusive(END).filter(|block| block.contains("-----BEGIN CERTIFICATE-----"));
-    blocks
-        .map(|block| Certificate { encoding: CertificateEncoding::Pem, data: block.trim().as_bytes().to_vec() })
-        .collect()
 }
 
 #[cfg(test)]
