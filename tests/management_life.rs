@@ -108,6 +108,43 @@ fn a_silent_device_is_known_by_its_address() {
 }
 
 #[test]
+fn a_serial_number_that_is_revealed_later_completes_the_identity() {
+    let mut rig = Rig::new("g", vec![]);
+    let bare = Claim { serial: String::new(), ..claim("pump") };
+    rig.plant.claims.insert(id("pump"), bare.clone());
+    rig.declared = vec![declaration("pump")];
+    rig.boot();
+    assert_eq!(rig.onboarding("pump").fingerprint, bare.fingerprint());
+    // Its file names the object of the serial number now.
+    rig.feed(vec![Input::Seen { device: id("pump"), claim: claim("pump") }]);
+    assert_eq!((rig.state("pump"), rig.alarms("identity-mismatch")), (State::Active, 0));
+    assert_eq!(rig.onboarding("pump").fingerprint, claim("pump").fingerprint());
+    assert_eq!((rig.audited("complete-identity"), rig.piece("pump")), (1, 0));
+    rig.restart();
+    rig.feed(vec![Input::Seen { device: id("pump"), claim: Claim { serial: "another".into(), ..claim("pump") } }]);
+    assert_eq!(rig.state("pump"), State::IdentityChanged, "from now on it counts");
+    rig.check_agreement();
+}
+
+#[test]
+fn a_replacement_that_is_called_off_is_the_old_piece_again() {
+    let mut rig = Rig::new("g", vec![declaration("pump")]);
+    let stranger = |rig: &mut Rig, name: &str| {
+        rig.plant.claims.insert(id("pump"), claim(name));
+        rig.feed(vec![Input::Seen { device: id("pump"), claim: claim(name) }]);
+    };
+    stranger(&mut rig, "second");
+    done(&rig.manage("replace", "pump"));
+    assert_eq!((rig.state("pump"), rig.piece("pump")), (State::Replacing, 1));
+    done(&rig.manage("cancel", "pump"));
+    assert_eq!((rig.onboarding("pump").fingerprint, rig.piece("pump")), (claim("pump").fingerprint(), 0));
+    stranger(&mut rig, "second");
+    done(&rig.manage("accept-identity", "pump"));
+    assert_eq!((rig.state("pump"), rig.piece("pump")), (State::Active, 1));
+    rig.check_agreement();
+}
+
+#[test]
 fn replacement_pins_the_new_hardware_and_proves_its_configuration() {
     let mut rig = Rig::new("g", vec![declaration("pump")]);
     rig.seconds(2);

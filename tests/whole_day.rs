@@ -1,5 +1,5 @@
 //! **One day in the life of a plant**: twelve devices of three kinds behind a gateway, and a fleet manager that sees them as
-//! Margo devices. They are approved, configured, commanded, replaced, handed over to a second gateway and decommissioned;
+//! Margo devices. They are found, approved, configured, commanded, replaced, handed over to a second gateway and decommissioned;
 //! the fleet manager is away for an hour, certificates are exchanged, and the gateway is killed at random moments. At the
 //! end the fleet manager, the broker and the gateway tell the same story.
 //!
@@ -15,15 +15,21 @@ mod whole_support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use day_support::{Day, KINDS, Views, ids, serial};
+use day_support::{Day, KINDS, Views, names, serial};
 use serde_json::json;
 use support::eventually;
 use whole_support::margo::PATIENCE;
 use whole_support::{Chapter, Kills, said, sized, tell};
 
+/// Requests of a scan that a device sees at the most, with a second one after a kill.
+const SCAN: u64 = 8;
+
 /// The chapters, in order.
 const CHAPTERS: [Chapter<Day>; 10] = [
-    ("twelve devices are declared: nothing is read, and none is shown to the fleet manager", declared),
+    (
+        "twelve devices are discovered, eight by files and four by a scan: none is shown to the fleet manager",
+        discovered,
+    ),
     ("approved kind by kind, they are its devices", approved),
     ("a deployment configures three drives; one is unreachable, and one unknown", deployed),
     ("an update; the fourth drive comes back", updated),
@@ -35,31 +41,41 @@ const CHAPTERS: [Chapter<Day>; 10] = [
     ("the fleet manager is away for an hour; a drive is decommissioned", away),
 ];
 
-fn declared(day: &mut Day) {
-    for device in ids() {
-        day.south.until_life(&device, "pending");
+fn discovered(day: &mut Day) {
+    for name in names().iter().filter(|name| name.starts_with("meter")) {
+        day.find(name);
+    }
+    for name in names() {
+        day.south.until_life(day.id(&name), "pending");
     }
     day.sees("the gateways alone", |seen| {
         let gateways = ["north", "south"].iter().all(|gateway| seen.devices.contains_key(*gateway));
         (gateways && seen.devices.len() == 2).then_some(())
     });
-    assert!(ids().iter().all(|device| day.floor.requests(device) == 0), "nobody approved them");
+    let read = |name: &String| day.floor.requests(name) > if day.id(name) == name { 0 } else { SCAN };
+    assert!(!names().iter().any(read), "nobody approved them");
 }
 
 fn approved(day: &mut Day) {
-    for kind in KINDS {
+    for kind in KINDS.iter().filter(|kind| kind.has_files) {
         let name = kind.name;
         let request = json!({"correlationId": format!("approve-{name}"), "action": "approve", "device": format!("{name}-*"),
             "reason": "commissioning"});
         day.south.done("management/request", &request);
     }
-    for device in ids() {
-        day.south.until_life(&device, "active");
-        day.sees(&format!("{device} as it is"), |seen| {
-            let properties = &seen.devices.get(&format!("south/{device}"))?.capabilities["properties"];
-            let kind = KINDS.iter().find(|kind| device.starts_with(kind.name))?;
+    for name in names() {
+        let id = day.id(&name);
+        let kind = KINDS.iter().find(|kind| name.starts_with(kind.name)).unwrap();
+        if !kind.has_files {
+            let request =
+                json!({"correlationId": format!("approve-{name}"), "action": "approve", "profile": kind.name});
+            day.south.done(&format!("devices/{id}/onboarding/request"), &request);
+        }
+        day.south.until_life(id, "active");
+        day.sees(&format!("{name} as it is"), |seen| {
+            let properties = &seen.devices.get(&format!("south/{id}"))?.capabilities["properties"];
             let plate = ["vendor", "modelNumber", "serialNumber"].map(|field| said(properties, field));
-            (plate == [kind.vendor, kind.model, &serial(&device)]).then_some(())
+            (plate == [kind.vendor, kind.model, &serial(&name)]).then_some(())
         });
     }
 }
@@ -164,15 +180,7 @@ fn replaced(day: &mut Day) {
 }
 
 fn handed_over(day: &mut Day) {
-    let export = json!({"correlationId": "export", "action": "export", "device": "pump-4", "gateway": "north"});
-    let offer = day.south.done("management/request", &export);
-    let import = |id: &str, document: &_| json!({"correlationId": id, "action": "import", "document": document});
-    let receipt = day.north.done("management/request", &import("import", &offer["document"]));
-    day.north.until_life("pump-4", "receiving");
-    let release = day.south.done("management/request", &import("receipt", &receipt["document"]));
-    day.south.until_life("pump-4", "transferred");
-    day.north.done("management/request", &import("release", &release["document"]));
-    day.north.until_life("pump-4", "active");
+    day.south.hands_over("pump-4", &day.north);
     day.sees("the pump behind the other gateway, and there alone", |seen| {
         let (here, there) = (seen.devices.contains_key("south/pump-4"), seen.devices.contains_key("north/pump-4"));
         (there && !here).then_some(())

@@ -99,9 +99,10 @@ fn requests_per_second(site: &Site) -> f64 {
     text(&output).lines().filter_map(figure).sum()
 }
 
-/// Reads made in a time, of those due by a schedule of one a second. Whole intervals only, so that the ends do not count.
+/// Reads made in a time, of those due by a schedule of one a second. Whole intervals only, so that the ends do not count:
+/// neither by a read too few, nor by the first or last one being late.
 fn schedule_kept(reads: &[whole_support::Read], from: i64, to: i64, wanted: impl Fn(&str) -> bool) -> f64 {
-    let (mut made, mut due) = (0.0, 0.0);
+    let (mut made, mut due, mut intervals) = (0.0, 0.0, Vec::new());
     for device in (0..DEVICES).map(|index| format!("plc-{index:02}")).filter(|device| wanted(device)) {
         let times: Vec<i64> = reads
             .iter()
@@ -112,8 +113,12 @@ fn schedule_kept(reads: &[whole_support::Read], from: i64, to: i64, wanted: impl
         // A device that stopped being read would look good up to then.
         assert!(to - last < 2_500, "{device} was not read for {} ms", to - last);
         made += times.len() as f64 - 1.0;
-        due += (last - first) as f64 / 1_000.0;
+        due += ((last - first) as f64 / 1_000.0).round();
+        intervals.extend(times.windows(2).map(|pair| pair[1] - pair[0]));
     }
+    intervals.sort_unstable();
+    let median = intervals.get(intervals.len() / 2).copied().unwrap_or_default();
+    assert!((990..=1_010).contains(&median), "every second is planned, and the median interval is {median} ms");
     made / due
 }
 

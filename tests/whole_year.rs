@@ -284,17 +284,7 @@ impl Year {
     }
 
     fn handed_over(&mut self) {
-        let export = json!({"correlationId": "export-1", "action": "export", "device": "pump", "gateway": "north"});
-        let offer = self.south.done("management/request", &export);
-        self.south.until_life("pump", "transferring");
-        let import =
-            |id: &str, document: &Value| json!({"correlationId": id, "action": "import", "document": document});
-        let receipt = self.north.done("management/request", &import("import-1", &offer["document"]));
-        self.north.until_life("pump", "receiving");
-        let release = self.south.done("management/request", &import("import-2", &receipt["document"]));
-        self.south.until_life("pump", "transferred");
-        self.north.done("management/request", &import("import-3", &release["document"]));
-        self.north.until_life("pump", "active");
+        self.south.hands_over("pump", &self.north);
         self.north.until_config("pump", "the configuration that came along", |c| {
             c["version"] == "4" && c["state"] == "settled"
         });

@@ -83,7 +83,7 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
         id: id.clone(),
         parent: None,
         identity: Identity { vendor: said(plate.vendor), model: said(plate.model), serial: said(plate.serial) },
-        hardware: record.approved().map(|pin| pin.value.clone()).unwrap_or_default(),
+        hardware: record.approved().map(|_| format!("piece {}", record.piece)).unwrap_or_default(),
         protocol: record.protocol.clone(),
         functions: Functions {
             configuration: delegated("config"),

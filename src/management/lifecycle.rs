@@ -14,6 +14,7 @@
 //! It must not talk to devices: what it wants is a [`super::step::Step`].
 
 mod announce;
+mod errands;
 mod handover;
 mod identity;
 mod record;
@@ -21,6 +22,7 @@ mod registry;
 mod scan;
 mod states;
 mod token;
+mod transition;
 mod types;
 
 pub use announce::Announced;

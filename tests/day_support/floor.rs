@@ -17,12 +17,14 @@ pub struct Kind {
     pub model: &'static str,
     /// Ids of registers that can be written, from register 1 on; register 0 is read only.
     pub settings: &'static [&'static str],
+    /// Whether files declare its devices; the others are found by a scan, and run by the profile of their kind.
+    pub has_files: bool,
 }
 
 pub const KINDS: [Kind; 3] = [
-    Kind { name: "pump", vendor: "ACME", model: "P-100", settings: &["setpoint", "limit"] },
-    Kind { name: "drive", vendor: "Volta", model: "D-7", settings: &["speed"] },
-    Kind { name: "meter", vendor: "Metron", model: "M-3", settings: &[] },
+    Kind { name: "pump", vendor: "ACME", model: "P-100", settings: &["setpoint", "limit"], has_files: true },
+    Kind { name: "drive", vendor: "Volta", model: "D-7", settings: &["speed"], has_files: true },
+    Kind { name: "meter", vendor: "Metron", model: "M-3", settings: &[], has_files: false },
 ];
 /// Devices of each kind.
 pub const OF_EACH: usize = 4;
@@ -36,8 +38,8 @@ pub struct Floor {
     _runtime: Runtime,
 }
 
-/// Ids of all devices.
-pub fn ids() -> Vec<String> {
+/// Names of all devices; where files declare them, their ids.
+pub fn names() -> Vec<String> {
     KINDS.iter().flat_map(|kind| (1..=OF_EACH).map(|n| format!("{}-{n}", kind.name))).collect()
 }
 
@@ -60,18 +62,25 @@ impl Floor {
         Self { plant, _runtime: runtime }
     }
 
-    /// Declares a device at a gateway, with the profile of its kind.
-    pub fn declare(&self, site: &Site, device: &str) {
-        let kind = kind(device);
+    /// Writes the profile of a kind at a gateway.
+    pub fn describe(&self, site: &Site, kind: &Kind) {
         let point = |at: usize, id: &str, access: &str| {
             format!("[[points]]\nid = \"{id}\"\ntable = \"holding\"\naddress = {at}\naccess = \"{access}\"\n")
         };
         let settings = kind.settings.iter().enumerate().map(|(n, id)| point(n + 1, id, "read-write"));
         let points: String = std::iter::once(point(0, "level", "read")).chain(settings).collect();
-        site.write(&format!("profiles/{}.toml", kind.name), &points);
-        let port = self.plant.address(device).expect("it listens").port();
-        let head = format!("profile = \"{}\"\ntier = 2\nrate = \"200 ms\"\n", kind.name);
-        site.device(device, port, &head, "serial_object = 128\nreconnect_max = \"1 s\"\n", "");
+        let head = "tier = 2\nrate = \"200 ms\"\n[modbus]\nserial_object = 128\nreconnect_max = \"1 s\"\n";
+        site.write(&format!("profiles/{}.toml", kind.name), &format!("{head}{points}"));
+    }
+
+    /// Declares a device at a gateway that knows its kind.
+    pub fn declare(&self, site: &Site, device: &str) {
+        site.device(device, self.port(device), &format!("profile = \"{}\"\n", kind(device).name), "", "");
+    }
+
+    /// Where a device listens on loopback.
+    pub fn port(&self, device: &str) -> u16 {
+        self.plant.address(device).expect("it listens").port()
     }
 
     /// Off the network, or back.
@@ -98,7 +107,7 @@ impl Floor {
 
 fn scenario() -> String {
     let mut text = "name = \"day\"\n".to_owned();
-    for device in ids() {
+    for device in names() {
         let Kind { vendor, model, settings, .. } = kind(&device);
         let written: String = (1..=settings.len())
             .map(|n| format!("{{ name = \"r{n}\", at = \"holding:{n}\", value = 0, write = true }},\n"))

@@ -4,10 +4,13 @@
 mod floor;
 mod views;
 
-pub use floor::{Floor, KINDS, LEVEL, ids, serial};
+use floor::kind;
+pub use floor::{Floor, KINDS, LEVEL, names, serial};
 pub use views::Views;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fieldgate::margo::component::{CONFIGURATION_TYPE, RECIPE_TYPE};
 use fieldgate_simulators::margo::wfm::records::Status;
@@ -32,6 +35,8 @@ pub struct Day {
     pub stranger: String,
     pub pump: String,
     pub recipe: String,
+    /// Ids of the devices that a scan found, by name.
+    found: BTreeMap<String, String>,
 }
 
 impl Day {
@@ -56,19 +61,49 @@ impl Day {
             gate.site().write("fieldgate.toml", &file);
             join(gate.site(), &wfm, &authority, gate.name());
         }
-        ids().iter().for_each(|device| floor.declare(south.site(), device));
+        for gate in [&south, &north] {
+            KINDS.iter().for_each(|kind| floor.describe(gate.site(), kind));
+        }
+        for device in names().iter().filter(|name| kind(name).has_files) {
+            floor.declare(south.site(), device);
+        }
         floor.declare(north.site(), "pump-4");
         artifacts(&south);
         south.start();
         north.start();
         let [drives, stranger, pump, recipe] = std::array::from_fn(|_| String::new());
-        Self { floor, south, north, authority, wfm, runtime, drives, stranger, pump, recipe }
+        Self { floor, south, north, authority, wfm, runtime, drives, stranger, pump, recipe, found: BTreeMap::new() }
     }
 
     /// Ends the gateways in order.
     pub fn end(self) {
         self.south.stop();
         self.north.stop();
+    }
+
+    /// Scans for a device until it is found. A gateway that is killed in the middle of a scan does not go on with it.
+    pub fn find(&mut self, name: &str) {
+        let port = self.floor.port(name);
+        for attempt in 1_u64.. {
+            let scan = json!({"correlationId": format!("scan-{name}-{attempt}"), "action": "scan", "protocol": "modbus-tcp",
+                "range": format!("127.0.0.1/32 port {port}")});
+            self.south.done("management/request", &scan);
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_secs(10) {
+                let all = self.south.cli(&["onboard", "list", "--all", "--json"]).unwrap_or_default();
+                let mut lines = all.as_array().into_iter().flatten();
+                if let Some(line) = lines.find(|line| said(line, "address").contains(&format!(":{port} "))) {
+                    self.found.insert(name.to_owned(), said(line, "device").to_owned());
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// The id of a device.
+    pub fn id<'a>(&'a self, name: &'a str) -> &'a str {
+        self.found.get(name).map_or(name, String::as_str)
     }
 
     /// Waits until the fleet manager sees something.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fieldgate_simulators::margo::Records;
 use serde_json::Value;
 
-use super::{Day, ids};
+use super::{Day, names};
 use crate::whole_support::{Gate, done_once, said};
 
 /// One gateway, as its command line and its broker show it.
@@ -73,7 +73,7 @@ impl Views {
         }
         let [south, north] = &self.sides;
         let here: BTreeSet<&str> = south.active();
-        assert_eq!((here.len(), north.active()), (ids().len() - 2, BTreeSet::from(["pump-4"])));
+        assert_eq!((here.len(), north.active()), (names().len() - 2, BTreeSet::from(["pump-4"])));
         self.orders(south);
         // A kill may come between the fleet manager's confirmation and our note of it: then something is told twice. One in
         // the middle of a handshake ends the connection.

@@ -337,6 +337,10 @@ impl Rig {
         self.core.lifecycle().device(&id(name)).unwrap().state
     }
 
+    pub fn piece(&self, name: &str) -> u32 {
+        self.core.lifecycle().device(&id(name)).unwrap().piece
+    }
+
     pub fn mode(&self, name: &str) -> Option<Mode> {
         self.plan.devices.get(&id(name)).map(|p| p.mode)
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Site, body, errors, said, shim, stop, tail};
 use crate::support::{Child, SOON, Subscriber, eventually, publish};
@@ -179,6 +179,22 @@ impl Gate {
             assert!(began.elapsed() < LONG, "{}: waited in vain for {device} {state}; it is {last}", self.inner.name);
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Hands a device over to another gateway: export, import, receipt, release.
+    pub fn hands_over(&self, device: &str, to: &Self) {
+        let named = |step: &str| format!("{step}-{device}");
+        let import = |step: &str, from: &Value| json!({"correlationId": named(step), "action": "import", "document": from["document"]});
+        let export =
+            json!({"correlationId": named("export"), "action": "export", "device": device, "gateway": to.name()});
+        let offer = self.done("management/request", &export);
+        self.until_life(device, "transferring");
+        let receipt = to.done("management/request", &import("import", &offer));
+        to.until_life(device, "receiving");
+        let release = self.done("management/request", &import("receipt", &receipt));
+        self.until_life(device, "transferred");
+        to.done("management/request", &import("release", &release));
+        to.until_life(device, "active");
     }
 
     /// Waits until a device's configuration is as `fits` says.

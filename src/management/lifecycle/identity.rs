@@ -117,13 +117,22 @@ impl Pin {
         Some(Claim { vendor: part()?, model: part()?, serial: part()?, ..Claim::default() })
     }
 
-    /// Whether the claim is that of the pinned device. A claim that reveals nothing says nothing against it.
+    /// The same identity with the serial number of the claim, where no serial number was known.
+    pub fn completed(&self, claim: &Claim) -> Option<Self> {
+        let known = self.name_plate().filter(|known| known.serial.is_empty() && !claim.serial.is_empty())?;
+        let alike = known.vendor == claim.vendor && known.model == claim.model;
+        alike.then(|| Self { kind: PinKind::Fingerprint, value: claim.fingerprint() })
+    }
+
+    /// Whether the claim is that of the pinned device. A claim that reveals nothing says nothing against it, and neither does
+    /// a serial number where none was known.
     pub fn fits(&self, claim: &Claim) -> bool {
         match self.kind {
             PinKind::Certificate => claim.certificate.as_ref().is_none_or(|c| *c == self.value),
             PinKind::Fingerprint => {
                 (claim.vendor.is_empty() && claim.model.is_empty() && claim.serial.is_empty())
                     || claim.fingerprint() == self.value
+                    || self.completed(claim).is_some()
             }
             PinKind::Address => true,
         }
@@ -145,6 +154,16 @@ mod tests {
         assert!(!pin.fits(&claim("ACME", "2")));
         assert!(pin.fits(&Claim::default()), "silence is no mismatch");
         assert!(pin.names_one_piece() && !claim("ACME", "").pin("x").names_one_piece());
+    }
+
+    #[test]
+    fn a_serial_number_completes_an_identity_without_one_and_never_exchanges_it() {
+        let pin = claim("ACME", "").pin("tcp://a");
+        let whole = pin.completed(&claim("ACME", "1")).unwrap();
+        assert!(pin.fits(&claim("ACME", "1")) && whole == claim("ACME", "1").pin("tcp://a"));
+        assert!(!whole.fits(&claim("ACME", "2")) && !whole.fits(&claim("ACME", "")), "it counts from then on");
+        assert!(!pin.fits(&claim("Other", "1")) && whole.completed(&claim("ACME", "2")).is_none());
+        assert_eq!(Claim::default().pin("tcp://a").completed(&claim("ACME", "1")), None, "an address is no name plate");
     }
 
     #[test]

@@ -68,6 +68,9 @@ pub struct DeviceRecord {
     /// The identity that was pinned before a replacement began.
     #[serde(default)]
     pub replaced: Option<Pin>,
+    /// Which piece of hardware it is under this id: one more with each that was accepted in place of another.
+    #[serde(default)]
+    pub piece: u32,
     /// Who approved it.
     #[serde(default)]
     pub approved_by: String,
@@ -107,6 +110,7 @@ impl DeviceRecord {
             claim: None,
             expected: None,
             replaced: None,
+            piece: 0,
             approved_by: String::new(),
             approved_ms: 0,
             credentials: false,

@@ -4,21 +4,14 @@ use std::collections::BTreeMap;
 
 use super::identity::{Claim, PinKind};
 use super::record::{DeviceRecord, Source, is_request};
-use super::states::{Action, Event, Guard, State, TABLE};
+use super::states::{Event, State};
 use super::token::Token;
-use super::types::{Approval, Declaration, Details, Follow, Mode, Outcome, Planned, Policy, Stored};
-use crate::contract::{topics, v1::event::Severity};
+use super::types::{Approval, Declaration, Details, Follow, Mode, Planned, Policy};
+use crate::contract::topics;
 use crate::management::journal::{JournalError, Records, Shelf};
 use crate::management::request::{Refusal, fits};
-use crate::management::step::{Cause, Effect, Shown, Step};
-use crate::management::table::Word;
-use crate::model::{ClockTrust, DeviceId, Stamp};
-
-/// Pause between two attempts to erase or to issue credentials, and to ask a silent device who it is.
-const RETRY_NS: u64 = 30_000_000_000;
-const ASK_AGAIN_NS: u64 = 600_000_000_000;
-/// No clock that was ever set showed less (2024).
-const PLAUSIBLE_MS: i64 = 1_704_067_200_000;
+use crate::management::step::{Cause, Shown, Step};
+use crate::model::{DeviceId, Stamp};
 
 /// All devices. Changes in memory at once; the caller makes the step durable, or loads again.
 #[derive(Debug, Default)]
@@ -27,7 +20,7 @@ pub struct Lifecycle {
     pub(super) devices: BTreeMap<DeviceId, DeviceRecord>,
     pub(super) declared: BTreeMap<DeviceId, Declaration>,
     pub(super) tokens: BTreeMap<String, Token>,
-    follow: Vec<Follow>,
+    pub(super) follow: Vec<Follow>,
     /// Devices whose state asks something of the world, and the monotonic time to ask (again).
     pub(super) todo: BTreeMap<DeviceId, u64>,
     /// When devices in service asked for another certificate last, on the monotonic clock.
@@ -292,6 +285,12 @@ impl Lifecycle {
         if record.claim.as_ref() != Some(&claim) {
             let silent = claim.is_empty() && record.claim.as_ref().is_some_and(|c| !c.is_empty());
             if !silent {
+                let completed = record.pinned.as_ref().and_then(|pin| pin.completed(&claim));
+                if let Some(pin) = completed {
+                    let words = format!("serial number {}", claim.serial);
+                    step.audit(now, &Cause::own("gateway"), "complete-identity", object(id), words, "done");
+                    record.pinned = Some(pin);
+                }
                 record.claim = Some(claim);
                 self.keep(id, step);
             }
@@ -352,180 +351,6 @@ impl Lifecycle {
         }
     }
 
-    /// Something that was asked of the world ended.
-    pub fn outcome(&mut self, now: Stamp, id: &DeviceId, outcome: Outcome, step: &mut Step) {
-        let cause = Cause::own("gateway");
-        let (event, words) = match outcome {
-            Outcome::Issued(chain) => {
-                let Some(record) = self.devices.get_mut(id).filter(|r| wants_credentials(r)) else { return };
-                record.credentials = true;
-                record.signing_request.clear();
-                record.certificate = chain;
-                if record.state == State::Active {
-                    step.audit(now, &cause, "renew-certificate", object(id), String::new(), "done");
-                    self.keep(id, step);
-                    return self.show(id, step);
-                }
-                if record.pinned.is_none() {
-                    record.pinned = record.claim.as_ref().filter(|c| !c.is_empty()).map(|c| c.pin(&record.address));
-                }
-                self.keep(id, step);
-                return self.settle(now, id, step);
-            }
-            // It keeps the certificate that it has, and may send another request.
-            Outcome::IssueFailed(why) if self.devices.get(id).is_some_and(|r| r.state == State::Active) => {
-                let Some(record) = self.devices.get_mut(id) else { return };
-                record.signing_request.clear();
-                let words = format!("the certificate of {id} is not renewed: {why}");
-                step.raise(now, Some(id), Severity::Warning, "certificate-not-renewed", words);
-                return self.keep(id, step);
-            }
-            Outcome::IssueFailed(why) => (Event::EnrolFailed, why),
-            Outcome::Revoked => {
-                let Some(record) = self.devices.get_mut(id).filter(|r| r.state == State::Transferred) else { return };
-                record.credentials = false;
-                record.certificate.clear();
-                self.keep(id, step);
-                return self.show(id, step);
-            }
-            Outcome::EraseWaits(whom) => {
-                let pause = self.patience();
-                let Some(record) = self.devices.get_mut(id).filter(|r| r.state == State::Decommissioning) else {
-                    return;
-                };
-                self.todo.insert(id.clone(), now.mono_ns.saturating_add(pause));
-                let words = format!("stored values are erased when {} has them", whom.join(" and "));
-                if record.reason != words {
-                    record.reason = words;
-                    self.keep(id, step);
-                }
-                return;
-            }
-            Outcome::Erased(what) => (Event::Erased, what.join("; ")),
-            Outcome::EraseFailed(why) => (Event::EraseFailed, why),
-            Outcome::Proven => (Event::Proven, String::new()),
-            Outcome::ProofFailed(why) => (Event::ProofFailed, why),
-        };
-        // An outcome that comes late, when the device is in another state by then, changes nothing.
-        let _late = self.transition(now, id, event, &cause, &words, step);
-    }
-
-    /// Pause between two looks whether stored values are delivered: each goes through the whole log, for some dozens of
-    /// devices at a time.
-    fn patience(&self) -> u64 {
-        let waiting = self.devices.values().filter(|r| r.state == State::Decommissioning).count() as u64;
-        RETRY_NS * (1 + waiting / 32)
-    }
-
-    /// The only place where a device changes its state.
-    pub(super) fn transition(
-        &mut self,
-        now: Stamp,
-        id: &DeviceId,
-        event: Event,
-        cause: &Cause,
-        words: &str,
-        step: &mut Step,
-    ) -> Result<(), Refusal> {
-        let record = self.devices.get_mut(id).ok_or_else(|| Refusal::unknown_device(id))?;
-        let row = TABLE.decide(record.state, event, |guard| holds(record, guard))?;
-        if row.from != row.to {
-            record.state = row.to;
-            record.since_ms = now.wall_ms;
-        }
-        words.clone_into(&mut record.reason);
-        let detail = match words.is_empty() {
-            true => format!("{} to {}", row.from, row.to),
-            false => format!("{} to {}: {words}", row.from, row.to),
-        };
-        step.audit(now, cause, event.as_str(), object(id), detail, "done");
-        for &action in row.effects {
-            self.perform(now, id, action, event, cause, words, step);
-        }
-        self.keep(id, step);
-        Ok(())
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one row's context, used by one caller")]
-    fn perform(
-        &mut self,
-        now: Stamp,
-        id: &DeviceId,
-        action: Action,
-        event: Event,
-        cause: &Cause,
-        words: &str,
-        step: &mut Step,
-    ) {
-        let Some(record) = self.devices.get_mut(id) else { return };
-        match action {
-            Action::Pin => {
-                record.pinned = record.claim.as_ref().filter(|c| !c.is_empty()).map(|c| c.pin(&record.address));
-                if record.pinned.is_none() && event != Event::Approve {
-                    record.pinned = Some(Claim::default().pin(&record.address));
-                }
-                record.expected = record.expected.take().filter(|_| record.pinned.is_none());
-            }
-            Action::Unpin => {
-                record.replaced = record.pinned.take();
-                // What the old hardware said is no sign of the new one.
-                record.claim = None;
-            }
-            Action::Restore => {
-                if let Some(old) = record.replaced.take() {
-                    record.pinned = Some(old);
-                }
-            }
-            Action::Identify => step.act(Effect::Identify(id.clone())),
-            Action::Plan => step.apply_plan(),
-            Action::Alarm => {
-                let what = format!("device {id}: {event}, now {}: {words}; look at its onboarding topic", record.state);
-                step.raise(now, Some(id), Severity::Alarm, event.as_str(), what);
-            }
-            Action::Reapply => self.follow.push(Follow::Reapply(id.clone())),
-            Action::VoidTransfer => {
-                record.transfer.clear();
-                self.follow.push(Follow::VoidTransfer(id.clone()));
-            }
-            Action::Issue | Action::Revoke | Action::Erase => {
-                self.todo.insert(id.clone(), 0);
-            }
-            Action::Certificate => {
-                let what = format!("certificate of erasure: {words}");
-                // As an event of the gateway: those of the device are erased, and consumers learn what they will not get.
-                step.raise(now, None, Severity::Info, "device-erased", format!("device {id}: {what}"));
-                step.audit(now, cause, "certificate-of-erasure", object(id), what, "done");
-                let fresh = DeviceRecord::new(record.state, record.source, record.since_ms);
-                let (protocol, address) = (record.protocol.clone(), record.address.clone());
-                *record = DeviceRecord { protocol, address, tier: record.tier, ..fresh };
-                self.follow.push(Follow::Gone(id.clone()));
-            }
-        }
-    }
-
-    /// Asks for what the states of devices need: after a transition, after a start, and again when nobody reported.
-    pub fn reconcile(&mut self, now: Stamp, step: &mut Step) {
-        let due: Vec<DeviceId> =
-            self.todo.iter().filter(|(_, at)| **at <= now.mono_ns).map(|(id, _)| id.clone()).collect();
-        for id in due {
-            match self.devices.get(&id).and_then(|record| wanted(now, &self.policy, &id, record)) {
-                Some(effect) => {
-                    let pause = if matches!(effect, Effect::Identify(_)) { ASK_AGAIN_NS } else { RETRY_NS };
-                    step.act(effect);
-                    self.todo.insert(id, now.mono_ns.saturating_add(pause));
-                }
-                None => {
-                    self.todo.remove(&id);
-                }
-            }
-        }
-    }
-
-    /// Monotonic time of the next [`Self::reconcile`] that does something.
-    pub fn next_wake(&self) -> Option<u64> {
-        self.todo.values().min().copied()
-    }
-
     /// Shows every device, as after a start.
     pub fn show_all(&self, step: &mut Step) {
         for id in self.devices.keys() {
@@ -540,7 +365,7 @@ impl Lifecycle {
         self.show(id, step);
     }
 
-    fn show(&self, id: &DeviceId, step: &mut Step) {
+    pub(super) fn show(&self, id: &DeviceId, step: &mut Step) {
         if let Some(record) = self.devices.get(id) {
             let message = record.message(id, self.declared.get(id));
             step.show(topics::onboarding(id), Shown::Onboarding(Box::new(message)));
@@ -550,59 +375,6 @@ impl Lifecycle {
 
 /// Why a device without a file does not run.
 const ORPHAN: &str = "no file declares it any more";
-
-/// What the state of a device asks of the world. It is asked until the answer moves the device to another state.
-fn wanted(now: Stamp, policy: &Policy, id: &DeviceId, record: &DeviceRecord) -> Option<Effect> {
-    let device = id.clone();
-    match record.state {
-        State::Decommissioning => Some(Effect::Erase { device, stored: stored(now, policy, record) }),
-        State::Transferred if record.credentials => Some(Effect::Revoke(device)),
-        State::Enrolling | State::Active if wants_credentials(record) => {
-            Some(Effect::Issue { device, signing_request: record.signing_request.clone() })
-        }
-        State::Enrolling | State::Replacing if record.pinned.is_none() => Some(Effect::Identify(device)),
-        _ => None,
-    }
-}
-
-/// Whether credentials are to be made: the first ones, or those that a device in service asks for before its own end.
-fn wants_credentials(record: &DeviceRecord) -> bool {
-    match record.state {
-        State::Enrolling => record.connects() && !record.credentials,
-        State::Active => record.connects() && !record.signing_request.is_empty(),
-        _ => false,
-    }
-}
-
-/// What becomes of its values now. Delivery is not waited for without end, but a wrong clock ends no wait.
-fn stored(now: Stamp, policy: &Policy, record: &DeviceRecord) -> Stored {
-    let is_known = now.trust == ClockTrust::Synchronised && record.since_ms >= PLAUSIBLE_MS;
-    let is_over = is_known && now.wall_ms.saturating_sub(record.since_ms) > policy.deliver_within_ms;
-    match policy.stored {
-        _ if record.erase_data => Stored::Now,
-        Stored::AfterDelivery if is_over => Stored::Now,
-        stored => stored,
-    }
-}
-
-fn holds(record: &DeviceRecord, guard: Guard) -> bool {
-    let claim = record.claim.as_ref();
-    match guard {
-        Guard::ExpectedFits => match (&record.expected, claim) {
-            (Some(expected), Some(claim)) => {
-                *expected == claim.fingerprint() || claim.certificate.as_ref() == Some(expected)
-            }
-            _ => true,
-        },
-        Guard::IdentityFits => match (&record.pinned, claim) {
-            (Some(pin), Some(claim)) => pin.fits(claim),
-            (Some(_), None) => true,
-            (None, _) => false,
-        },
-        Guard::NotPinned => record.pinned.is_none(),
-        Guard::IdentitySeen => claim.is_some_and(|c| !c.is_empty()),
-    }
-}
 
 pub(super) fn object(id: &DeviceId) -> String {
     format!("devices/{id}")

@@ -7,14 +7,14 @@ use std::time::Duration;
 use super::place::{DeviceView, Look, Placed, Scope, Works, place};
 use super::record::{PLACEMENTS, Placement, RECORDS, Ready, ReadyPart, Record};
 use super::report;
-use crate::margo::api::{Backoff, DeploymentStatus, StatusError};
+use crate::margo::api::{Backoff, StatusError};
 use crate::margo::component::{Fetched, Work};
 use crate::margo::deployment::{Deployment, DeploymentError, Profile};
 use crate::margo::desired::Manifest;
 use crate::margo::outbox::{self, Outbox};
 use crate::margo::plant::{Before, Order, Refusal};
 use crate::margo::storage::{Change, Storage, StorageError, get_blob, put_blob, read};
-use crate::margo::words::{DeploymentId, DevicePath, Digest, Target};
+use crate::margo::words::{DeploymentId, DevicePath, Digest};
 use crate::model::DeviceId;
 
 /// Jobs at a time.
@@ -84,12 +84,12 @@ pub struct Reconciler {
     pub(super) head: u64,
     pub(super) records: BTreeMap<DeploymentId, Record>,
     pub(super) placements: BTreeMap<PlacementKey, Placement>,
-    deployments: BTreeMap<DeploymentId, Result<Arc<Deployment>, DeploymentError>>,
+    pub(super) deployments: BTreeMap<DeploymentId, Result<Arc<Deployment>, DeploymentError>>,
     pub(super) works: Works,
     pub(super) devices: BTreeMap<DevicePath, DeviceView>,
     /// Before the first inventory nobody knows whether a child is unknown.
     inventory_known: bool,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     pub(super) running: BTreeMap<JobId, Running>,
     next_job: JobId,
     retries: BTreeMap<Retry, (u64, Backoff)>,
@@ -97,7 +97,7 @@ pub struct Reconciler {
     stirred: BTreeSet<DeploymentId>,
     /// Placements and records that changed in this step.
     pub(super) changed: BTreeSet<PlacementKey>,
-    changed_records: BTreeSet<DeploymentId>,
+    pub(super) changed_records: BTreeSet<DeploymentId>,
     pub(super) step: Step,
 }
 
@@ -502,104 +502,6 @@ impl Reconciler {
             }
             self.changed_records.insert(id.clone());
             self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
-        }
-    }
-
-    /// Makes reports and changes of everything that changed in this step. A report comes before the record that says that it
-    /// was made: a commit that is cut between them repeats it and loses nothing.
-    fn tell(&mut self) -> Result<(), StorageError> {
-        for key in std::mem::take(&mut self.changed) {
-            let Some(mut placement) = self.placements.remove(&key) else { continue };
-            let Some(record) = self.records.get(&placement.deployment) else { continue };
-            let status = report::of_placement(record, &placement, self.status_device(&placement.path), self.head);
-            let digest = report::digest(&status);
-            if placement.told != Some(digest) && !record.names.is_empty() {
-                placement.told = Some(digest);
-                self.push(status)?;
-            }
-            if placement.is_gone() {
-                self.step.changes.push(Change::Delete(placement.key()));
-                self.changed_records.insert(placement.deployment.clone());
-            } else {
-                self.step.changes.push(placement.save()?);
-                self.placements.insert(key, placement);
-            }
-        }
-        for id in std::mem::take(&mut self.changed_records) {
-            self.tell_record(&id)?;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, status: DeploymentStatus) -> Result<(), StorageError> {
-        self.step.changes.extend(self.outbox.push(status)?);
-        Ok(())
-    }
-
-    fn tell_record(&mut self, id: &DeploymentId) -> Result<(), StorageError> {
-        let device = match self.records.get(id).and_then(|record| record.told.as_ref()) {
-            Some((device, _)) => Some(device.clone()),
-            None => self.record_device(id),
-        };
-        let Some(mut record) = self.records.remove(id) else { return Ok(()) };
-        let (alone, status) = self.record_status(&record, device);
-        if let Some(status) = status {
-            let digest = report::digest(&status);
-            if record.told.as_ref().is_none_or(|(_, told)| *told != digest) {
-                record.told = Some((status.device.clone(), digest));
-                self.push(status)?;
-            }
-        }
-        if record.wanted.is_none() && alone {
-            self.step.changes.push(Change::Delete(Record::key(id)));
-        } else {
-            self.step.changes.push(record.save()?);
-            self.records.insert(id.clone(), record);
-        }
-        Ok(())
-    }
-
-    /// Whether a deployment is on no device, and what is said of it itself: while it is on none, and afterwards if it was
-    /// spoken of before, so that the last word is true.
-    fn record_status(&self, record: &Record, device: Option<Option<DevicePath>>) -> (bool, Option<DeploymentStatus>) {
-        let of: Vec<&Placement> =
-            self.placements.values().filter(|placement| placement.deployment == record.id).collect();
-        let covered =
-            |device: &Option<DevicePath>| of.iter().any(|placement| self.status_device(&placement.path) == *device);
-        let known = record.told.is_some();
-        let device = device.filter(|device| {
-            !covered(device)
-                && (of.is_empty() || known)
-                && !record.names.is_empty()
-                && (record.wanted.is_some() || known)
-        });
-        let status = device.map(|device| match of.is_empty() {
-            true => report::of_record(record, device, self.head),
-            false => report::of_all(record, &of, device, self.head),
-        });
-        (of.is_empty(), status)
-    }
-
-    /// The device that a status names: none for the device that the client is.
-    fn status_device(&self, path: &DevicePath) -> Option<DevicePath> {
-        (*path != self.scope.top && !self.scope.opaque).then(|| path.clone())
-    }
-
-    /// The device that a status names while the deployment is on none; `None` while nothing is to be said: components are
-    /// fetched, or a choice is made.
-    fn record_device(&self, id: &DeploymentId) -> Option<Option<DevicePath>> {
-        let record = self.records.get(id)?;
-        let failed = record.failed.is_some();
-        match self.deployments.get(id) {
-            Some(Ok(deployment)) => match &deployment.target {
-                Some(Target::Device(path)) => {
-                    Some(self.status_device(path).filter(|path| path.is_below(&self.scope.top)))
-                }
-                _ if failed => Some(None),
-                _ => None,
-            },
-            _ if failed => Some(None),
-            _ => None,
         }
     }
 }
