@@ -21,6 +21,7 @@ pub mod fuzz;
 mod head;
 mod manifest;
 
+pub(crate) use bundle::Limited;
 pub use bundle::{BundleError, MAX_UNPACKED, unpack};
 pub use fetch::{AcceptError, Accepted, Exchange, ExchangeError, Polled, poll};
 pub use head::{Head, HeadStore};

@@ -37,7 +37,6 @@ pub fn read(bytes: &[u8], most: usize, zeros: Zeros) -> Result<Value, String> {
         strict_booleans: zeros == Zeros::Octal,
         with_snippet: false,
     };
-    serde_saphyr::from_slice_with_options(bytes, options).map_err(|error| {
-        error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
-    })
+    serde_saphyr::from_slice_with_options(bytes, options)
+        .map_err(|error| error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect())
 }

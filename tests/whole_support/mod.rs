@@ -65,7 +65,7 @@ impl Site {
     }
 
     /// Writes a file of the configuration.
-    pub fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         let path = self.folder.path().join(name);
         std::fs::create_dir_all(path.parent().expect("below the folder")).expect("writable");
         std::fs::write(path, text).expect("writable");

@@ -418,9 +418,15 @@ impl Reconciler {
             // Its manifest was not given yet.
             None => return,
         };
-        if deployment.profile != Profile::Custom {
-            let why =
-                format!("this gateway runs no {} deployments; it takes `custom` ones", deployment.profile.as_str());
+        let has_engine = || self.devices.values().any(|view| view.engine.is_some());
+        let is_taken = match &deployment.profile {
+            Profile::Custom => true,
+            Profile::Compose => has_engine(),
+            Profile::Helm | Profile::Other(_) => false,
+        };
+        if !is_taken {
+            let more = if has_engine() { "`custom` and `compose`" } else { "`custom`" };
+            let why = format!("this gateway runs no {} deployments; it takes {more} ones", deployment.profile.as_str());
             return self.fail_record(id, fail("unsupported-profile", &why));
         }
         let ready = record.ready.as_ref().filter(|ready| ready.digest == wanted);

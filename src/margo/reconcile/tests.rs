@@ -120,6 +120,8 @@ fn view(device: Option<&str>) -> DeviceView {
         functions: all,
         able: all,
         reachable: true,
+        engine: None,
+        lost: BTreeSet::new(),
     }
 }
 

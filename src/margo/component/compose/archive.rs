@@ -36,7 +36,9 @@ pub(super) fn unpack(bytes: &[u8]) -> Result<(String, Package), FormatError> {
             continue;
         }
         if !kind.is_file() {
-            return Err(wrong(format!("its archive holds {name:?}, which is a link or a special file; write plain files")));
+            return Err(wrong(format!(
+                "its archive holds {name:?}, which is a link or a special file; write plain files"
+            )));
         }
         let mut content = Vec::new();
         (&mut entry).take(left + 1).read_to_end(&mut content).map_err(broken)?;
@@ -156,8 +158,7 @@ mod tests {
             assert!(unpack(&archive(&[compose, more[0], more[1]])).is_err(), "{more:?}");
         }
         let names: Vec<String> = (0..MAX_FILES).map(|n| format!("f{n}")).collect();
-        let many: Vec<(&str, &str)> =
-            names.iter().map(|name| (name.as_str(), "")).chain([compose]).collect();
+        let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).chain([compose]).collect();
         assert!(unpack(&archive(&many)).is_err());
     }
 }

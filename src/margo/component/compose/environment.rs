@@ -75,7 +75,9 @@ fn is_reserved(name: &str) -> bool {
 /// Words.
 pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if name.len() > MAX_NAME || !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') || !name.chars().all(legal)
+    if name.len() > MAX_NAME
+        || !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        || !name.chars().all(legal)
     {
         return Err("write the name of an environment variable");
     }
@@ -94,7 +96,9 @@ pub(super) fn text(value: &Value) -> Result<String, &'static str> {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
         Value::Bool(boolean) => boolean.to_string(),
-        Value::Null | Value::Array(_) | Value::Object(_) => return Err("its value must be a text, a number or a boolean"),
+        Value::Null | Value::Array(_) | Value::Object(_) => {
+            return Err("its value must be a text, a number or a boolean");
+        }
     };
     if text.contains('\0') { Err("its value has a zero byte") } else { Ok(text) }
 }
@@ -120,7 +124,9 @@ pub(super) fn check_file(bytes: &[u8]) -> Result<(), String> {
         let line = line.strip_prefix("export").map_or(line, str::trim_start);
         let name = line.split(['=', ':']).next().unwrap_or_default().trim_end();
         if is_reserved(name) {
-            return Err(format!("its file .env sets {name}, which steers the compose program or is the site's to give"));
+            return Err(format!(
+                "its file .env sets {name}, which steers the compose program or is the site's to give"
+            ));
         }
     }
     Ok(())
@@ -151,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_name_is_mentioned_as_a_word() {
-        for (text, found) in [("a: ${SPEED}", true), ("$SPEED", true), ("SPEED", true), ("${SPEEDY}", false), ("A_SPEED", false)]
+        for (text, found) in
+            [("a: ${SPEED}", true), ("$SPEED", true), ("SPEED", true), ("${SPEEDY}", false), ("A_SPEED", false)]
         {
             assert_eq!(mentions(text.as_bytes(), "SPEED"), found, "{text}");
         }

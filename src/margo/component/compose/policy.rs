@@ -94,7 +94,10 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.what == Privilege::PackageFiles {
             let place = &self.place;
-            return write!(f, "{place} takes a file of the package, which an engine elsewhere does not see; write `content`");
+            return write!(
+                f,
+                "{place} takes a file of the package, which an engine elsewhere does not see; write `content`"
+            );
         }
         let name = PRIVILEGES.iter().find(|(_, what)| *what == self.what).map_or("", |(name, _)| name);
         write!(f, "{} needs \"{name}\" in `allow`", self.place)
@@ -208,14 +211,14 @@ fn service(found: &mut Found, at: &str, service: &Map<String, Value>) {
         let text = value.as_str().unwrap_or_default();
         let is_text = value.is_string() || value.is_null();
         match key.as_str() {
-            "annotations" | "attach" | "cap_drop" | "command" | "configs" | "container_name" | "cpu_count" | "cpu_percent"
+            "attach" | "cap_drop" | "command" | "configs" | "container_name" | "cpu_count" | "cpu_percent"
             | "cpu_period" | "cpu_quota" | "cpu_rt_period" | "cpu_rt_runtime" | "cpu_shares" | "cpus" | "cpuset"
-            | "depends_on" | "dns" | "dns_opt" | "dns_search" | "domainname" | "entrypoint" | "environment" | "expose"
-            | "extra_hosts" | "group_add" | "healthcheck" | "hostname" | "image" | "init" | "labels" | "links"
-            | "mac_address" | "mem_limit" | "mem_reservation" | "mem_swappiness" | "memswap_limit" | "networks"
-            | "pids_limit" | "platform" | "ports" | "profiles" | "read_only" | "restart" | "scale" | "secrets"
-            | "shm_size" | "stdin_open" | "stop_grace_period" | "stop_signal" | "tmpfs" | "tty" | "ulimits" | "user"
-            | "working_dir" => {}
+            | "depends_on" | "dns" | "dns_opt" | "dns_search" | "domainname" | "entrypoint" | "environment"
+            | "expose" | "extra_hosts" | "group_add" | "healthcheck" | "hostname" | "image" | "init" | "labels"
+            | "links" | "mac_address" | "mem_limit" | "mem_reservation" | "mem_swappiness" | "memswap_limit"
+            | "networks" | "pids_limit" | "platform" | "ports" | "profiles" | "read_only" | "restart" | "scale"
+            | "secrets" | "shm_size" | "stdin_open" | "stop_grace_period" | "stop_signal" | "tmpfs" | "tty"
+            | "ulimits" | "user" | "working_dir" => {}
             "build" => found.unless(value.is_null(), P::Build, place),
             "pull_policy" => found.unless(is_text && text != "build" && !text.contains('$'), P::Build, place),
             "privileged" => found.unless(is_off(value), P::Privileged, place),
@@ -241,13 +244,16 @@ fn service(found: &mut Found, at: &str, service: &Map<String, Value>) {
             "cap_add" => found.unless(is_empty(value), P::Capabilities, place),
             "security_opt" => {
                 let harmless = |option: &Value| {
-                    option.as_str().is_some_and(|option| option.strip_prefix("no-new-privileges").is_some_and(|rest| {
-                        ["", ":true", "=true"].contains(&rest)
-                    }))
+                    option.as_str().is_some_and(|option| {
+                        option
+                            .strip_prefix("no-new-privileges")
+                            .is_some_and(|rest| ["", ":true", "=true"].contains(&rest))
+                    })
                 };
                 found.unless(items(value).iter().all(harmless), P::SecurityOptions, place);
             }
-            "cgroup_parent" | "isolation" | "oom_kill_disable" | "oom_score_adj" | "runtime" | "storage_opt" | "sysctls" => {
+            "annotations" | "cgroup_parent" | "isolation" | "oom_kill_disable" | "oom_score_adj" | "runtime"
+            | "storage_opt" | "sysctls" => {
                 found.unless(is_empty(value) || is_off(value), P::EngineOptions, place);
             }
             "logging" => {
@@ -256,7 +262,9 @@ fn service(found: &mut Found, at: &str, service: &Map<String, Value>) {
             }
             "external_links" => found.unless(is_empty(value), P::External, place),
             "volumes_from" => {
-                let own = |from: &Value| from.as_str().is_some_and(|from| !from.starts_with("container:") && !from.contains('$'));
+                let own = |from: &Value| {
+                    from.as_str().is_some_and(|from| !from.starts_with("container:") && !from.contains('$'))
+                };
                 found.unless(items(value).iter().all(own), P::External, place);
             }
             "volumes" => items(value).iter().for_each(|mounted| mount(found, place, mounted)),
@@ -281,8 +289,8 @@ fn is_own(text: &str, harmless: &[&str]) -> bool {
 fn deploy(found: &mut Found, at: &str, value: &Value) {
     for (key, value) in entries(value) {
         match key {
-            "mode" | "replicas" | "labels" | "restart_policy" | "update_config" | "rollback_config" | "endpoint_mode"
-            | "placement" => {}
+            "mode" | "replicas" | "labels" | "restart_policy" | "update_config" | "rollback_config"
+            | "endpoint_mode" | "placement" => {}
             "resources" => {
                 let plain = ["cpus", "memory", "pids"];
                 let all = entries(value).flat_map(|(_, resources)| entries(resources));
@@ -303,7 +311,8 @@ fn mount(found: &mut Found, at: &str, mounted: &Value) {
             // A path in the container alone: a volume without a name.
             None => {}
             Some((source, _)) if is_name(source) => {}
-            Some((source, _)) => found.path(source, Privilege::PackageFiles, at),
+            Some((source, _)) if source.starts_with('.') => found.path(source, Privilege::PackageFiles, at),
+            Some(_) => found.add(Privilege::HostPaths, at),
         },
         Value::Object(map) => {
             let text = |key: &str| map.get(key).map(|value| value.as_str().unwrap_or("$"));
