@@ -239,8 +239,8 @@ fn a_project_is_installed_updated_set_back_and_removed() {
     assert_eq!(engine.count("up"), ups, "what runs is not brought up again");
     // A container that has done its work is no failure.
     manager.compose_again(&id, deployment("plant", "job"));
+    eventually("the job", PATIENCE, || (engine.images() == ["db:1", "web:exits-0"]).then_some(()));
     manager.reaches(&id, None, "installed");
-    assert_eq!(engine.images(), ["db:1", "web:exits-0"]);
 
     manager.remove(&id, None);
     assert_eq!(engine.read(GATEWAY), json!({ "projects": {}, "volumes": [] }));

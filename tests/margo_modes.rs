@@ -184,3 +184,22 @@ fn every_kind_of_target_is_resolved_and_refused_with_the_gateway_as_source() {
     manager.found_nothing_wrong();
     stop(gateway);
 }
+
+#[test]
+fn a_device_behind_a_device_is_reported_after_it_and_deployed_to_by_its_whole_path() {
+    let manager = Manager::start(|options| options.mode = Shape::SeeThru);
+    let behind = "[[margo.device]]\nid = \"drive-1\"\nparent = \"pump-1\"\n";
+    let (site, devices) = site(&manager.settings(&["recipe"], behind), &["drive-1", "pump-1"]);
+    manager.join(&site);
+    let gateway = site.start();
+    let path = "plant/pump-1/drive-1";
+    manager.sees(path);
+    let labels = manager.wfm.with(|seen| seen.devices[path].capabilities["labels"].clone());
+    assert_eq!((&labels["fieldgate.dev/tier"], &labels["fieldgate.dev/takes"]), (&json!(1), &json!(["recipe"])));
+    let id = manager.deploy(path, "pump");
+    manager.reaches(&id, Some(path), "installed");
+    assert_eq!(devices.iter().map(|device| device.writes().len()).collect::<Vec<_>>(), [1, 0]);
+    manager.remove(&id, Some(path));
+    manager.found_nothing_wrong();
+    stop(gateway);
+}

@@ -44,7 +44,8 @@ impl Site {
     fn with(names: &[&str]) -> Arc<Self> {
         let child = |name: &&str| Child {
             id: DeviceId::new(name).unwrap(),
-            parent: None,
+            tier: 1,
+            firmware: None,
             identity: Identity {
                 vendor: Some("Acme".into()),
                 model: Some("P-100".into()),
@@ -71,8 +72,8 @@ impl Site {
 }
 
 impl Plant for Site {
-    async fn inventory(&self) -> Inventory {
-        Inventory { children: self.children.lock().unwrap().clone(), ..Inventory::default() }
+    async fn inventory(&self) -> Option<Inventory> {
+        Some(Inventory { children: self.children.lock().unwrap().clone(), ..Inventory::default() })
     }
 
     async fn changed(&self) {

@@ -85,10 +85,11 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
     let writable = declared.is_some_and(|d| d.profile.points.values().any(|point| point.max_access != Access::Read));
     Child {
         id: id.clone(),
-        parent: None,
         identity: Identity { vendor: said(plate.vendor), model: said(plate.model), serial: said(plate.serial) },
         hardware: record.approved().map(|_| format!("piece {}", record.piece)).unwrap_or_default(),
         protocol: record.protocol.clone(),
+        tier: record.tier,
+        firmware: record.claim.as_ref().and_then(|claim| said(claim.firmware.clone())),
         functions: Functions {
             configuration: delegated("config"),
             recipe: writable && delegated("command"),
@@ -100,7 +101,7 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
 }
 
 impl Plant for GatewayPlant {
-    async fn inventory(&self) -> Inventory {
+    async fn inventory(&self) -> Option<Inventory> {
         {
             let mut seen = self.seen();
             let Seen(registry, devices, engines) = &mut *seen;
@@ -114,8 +115,7 @@ impl Plant for GatewayPlant {
             let held = life.devices().iter().filter(|(_, record)| record.is_held());
             held.map(|(id, record)| child(id, record, life.declaration(id))).collect::<Vec<_>>()
         });
-        // The gateway stops, and nothing is taken back for that.
-        let Ok(mut children) = held.await else { return std::future::pending().await };
+        let mut children = held.await.ok()?;
         self.ground.latest.read(|table| {
             for child in &mut children {
                 child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
@@ -126,7 +126,7 @@ impl Plant for GatewayPlant {
         let stays = |id: &str| children.binary_search_by(|child| child.id.as_str().cmp(id)).is_ok();
         firmware::sweep(&self.ground.store, stays).await;
         let lost = self.engines.lost(None);
-        Inventory { gateway: Identity::default(), functions: Functions::default(), lost, children }
+        Some(Inventory { gateway: Identity::default(), functions: Functions::default(), lost, children })
     }
 
     async fn changed(&self) {

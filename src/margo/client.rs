@@ -16,6 +16,8 @@ mod manifests;
 mod relation;
 mod run;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use engine::{Client, ClientError, Parts};
 pub use identity::{IdentityDesk, SharedMaterial};

@@ -81,6 +81,8 @@ pub struct Details {
     pub model: Option<String>,
     /// Instead of what the device reveals.
     pub serial: Option<String>,
+    /// The device that it is behind; nobody for one directly behind the gateway.
+    pub parent: Option<DeviceId>,
     /// Labels.
     pub labels: BTreeMap<String, Value>,
     /// `x-…-extensions`.

@@ -20,6 +20,8 @@ mod fetch;
 pub mod fuzz;
 mod head;
 mod manifest;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use bundle::Limited;
 pub use bundle::{BundleError, MAX_UNPACKED, unpack};

@@ -184,6 +184,10 @@ fn failed(error: &reqwest::Error) -> ExchangeError {
             ExchangeError::NotBelieved(format!("the server refused our certificate or our TLS ({alert:?})"))
         }
         Some(other) => ExchangeError::NotBelieved(other.to_string()),
+        None if error.is_connect() && error.is_timeout() => {
+            ExchangeError::NoConnection("no connection in time".to_owned())
+        }
+        None if error.is_connect() => ExchangeError::NoConnection(innermost.to_string()),
         None if error.is_timeout() => ExchangeError::Unreachable("no answer in time".to_owned()),
         None => ExchangeError::Unreachable(innermost.to_string()),
     }

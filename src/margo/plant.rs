@@ -35,14 +35,16 @@ pub struct Identity {
 pub struct Child {
     /// Id on this gateway.
     pub id: DeviceId,
-    /// The device that it is behind; `None` for one directly behind the gateway.
-    pub parent: Option<DeviceId>,
     /// Who it is.
     pub identity: Identity,
     /// Names the piece of hardware, so that another one in its place is recognised; empty when nobody knows.
     pub hardware: String,
     /// Protocol, such as `modbus-tcp`.
     pub protocol: String,
+    /// Tier of its management.
+    pub tier: u8,
+    /// Firmware that it says it runs.
+    pub firmware: Option<String>,
     /// What it can take; what it may take is the configuration's to say.
     pub functions: Functions,
     /// Whether it answers now.
@@ -146,8 +148,8 @@ pub struct Alert {
 
 /// The gateway, as the client needs it.
 pub trait Plant: Send + Sync + 'static {
-    /// Who is there now.
-    fn inventory(&self) -> impl Future<Output = Inventory> + Send;
+    /// Who is there now; `None` when nobody can say any more, since the gateway stops: nothing is changed for that.
+    fn inventory(&self) -> impl Future<Output = Option<Inventory>> + Send;
 
     /// Ends when the inventory may have changed since the last call of [`Plant::inventory`].
     fn changed(&self) -> impl Future<Output = ()> + Send;

@@ -14,6 +14,9 @@ use crate::model::DeviceId;
 /// Deepest nesting of devices behind devices.
 const MAX_DEPTH: usize = 3;
 
+/// Name of our own extension.
+const EXTENSION: &str = "x-fieldgate-extensions";
+
 /// Both views.
 #[derive(Debug, Default)]
 pub struct Survey {
@@ -39,12 +42,12 @@ pub fn scope(config: &Config, only: Option<&DeviceId>) -> Option<Scope> {
 /// Makes both views of an inventory.
 pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory: &Inventory) -> Survey {
     let mut survey = Survey::default();
-    let children = paths(&scope.top, only, &inventory.children);
+    let children = paths(config, &scope.top, only, &inventory.children);
     let gateway = only.is_none().then(|| {
         let view = view(&inventory.gateway, inventory.functions, &config.gateway, config.delegate);
         let view = DeviceView { lost: inventory.lost.clone(), ..view };
         survey.places.insert(scope.top.clone(), view);
-        capabilities(scope.top.clone(), &inventory.gateway, &config.gateway, &[])
+        capabilities(scope.top.clone(), &inventory.gateway, &config.gateway)
     });
     let nothing = Details::default();
     for (path, child) in children {
@@ -57,12 +60,7 @@ pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory
             lost: child.lost.clone(),
             ..view(&child.identity, child.functions, details, config.delegate)
         };
-        let mut labels = vec![("fieldgate.dev/protocol", Value::from(child.protocol.as_str()))];
-        let takes = takes(view.functions);
-        if !takes.is_empty() {
-            labels.push(("fieldgate.dev/takes", takes.into()));
-        }
-        survey.report.push(capabilities(path.clone(), &child.identity, details, &labels));
+        survey.report.push(with_registry(capabilities(path.clone(), &child.identity, details), child, view.functions));
         survey.places.insert(path, view);
     }
     if let Some(gateway) = gateway {
@@ -75,7 +73,12 @@ pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory
 }
 
 /// Children with their paths. One whose parent is not there, or that is behind itself, stands directly below the gateway.
-fn paths<'a>(top: &DevicePath, only: Option<&DeviceId>, children: &'a [Child]) -> Vec<(DevicePath, &'a Child)> {
+fn paths<'a>(
+    config: &Config,
+    top: &DevicePath,
+    only: Option<&DeviceId>,
+    children: &'a [Child],
+) -> Vec<(DevicePath, &'a Child)> {
     if let Some(only) = only {
         return children.iter().filter(|child| child.id == *only).map(|child| (top.clone(), child)).collect();
     }
@@ -83,7 +86,8 @@ fn paths<'a>(top: &DevicePath, only: Option<&DeviceId>, children: &'a [Child]) -
     let path = |child: &'a Child| {
         let mut chain = vec![&child.id];
         let mut at = child;
-        while let Some(parent) = at.parent.as_ref().and_then(|parent| by_id.get(parent)) {
+        let parent = |child: &Child| by_id.get(config.devices.get(&child.id)?.parent.as_ref()?).copied();
+        while let Some(parent) = parent(at) {
             if chain.len() >= MAX_DEPTH || chain.contains(&&parent.id) {
                 chain.truncate(1);
                 break;
@@ -128,26 +132,94 @@ fn takes(functions: Functions) -> Vec<&'static str> {
     all.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
 }
 
-fn capabilities(
-    id: DevicePath,
-    identity: &Identity,
-    details: &Details,
-    labels: &[(&str, Value)],
-) -> DeviceCapabilities {
+fn capabilities(id: DevicePath, identity: &Identity, details: &Details) -> DeviceCapabilities {
     let known = |said: &Option<String>, revealed: &Option<String>| {
         said.clone().or_else(|| revealed.clone()).filter(|text| !text.is_empty()).unwrap_or_else(|| UNKNOWN.to_owned())
     };
-    let mut all: BTreeMap<String, Value> =
-        labels.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    all.extend(details.labels.clone());
-    all.retain(|_, value| *value != json!(""));
     DeviceCapabilities {
         id,
         vendor: known(&details.vendor, &identity.vendor),
         model: known(&details.model, &identity.model),
         serial: known(&details.serial, &identity.serial),
         hosting: details.hosting.clone(),
-        labels: all,
+        labels: details.labels.clone(),
         extensions: details.extensions.clone(),
+    }
+}
+
+/// With what the registry knows: labels to choose devices by, and an extension with what was discovered. The configuration's
+/// own words come first; an empty label takes ours away.
+fn with_registry(mut device: DeviceCapabilities, child: &Child, given: Functions) -> DeviceCapabilities {
+    let mut labels = vec![
+        ("fieldgate.dev/protocol", Value::from(child.protocol.as_str())),
+        ("fieldgate.dev/tier", child.tier.into()),
+    ];
+    let takes = takes(given);
+    if !takes.is_empty() {
+        labels.push(("fieldgate.dev/takes", takes.into()));
+    }
+    for (name, value) in labels {
+        device.labels.entry(name.to_owned()).or_insert(value);
+    }
+    device.labels.retain(|_, value| *value != json!(""));
+    if let Some(firmware) = &child.firmware {
+        device.extensions.entry(EXTENSION.to_owned()).or_insert_with(|| json!({ "firmware": firmware }));
+    }
+    device
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn child(id: &str) -> Child {
+        Child {
+            id: DeviceId::new(id).unwrap(),
+            identity: Identity::default(),
+            hardware: String::new(),
+            protocol: "modbus-tcp".to_owned(),
+            tier: 2,
+            firmware: Some("1.4".to_owned()),
+            functions: Functions::default(),
+            reachable: true,
+            lost: BTreeSet::new(),
+        }
+    }
+
+    /// A gateway `gw` with this in its `[margo]`, and what it says of these devices.
+    fn seen(margo: &str, ids: &[&str]) -> Survey {
+        let folder = tempfile::tempdir().unwrap();
+        let head = "[gateway]\nid = \"gw\"\n[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\n";
+        std::fs::write(folder.path().join("fieldgate.toml"), format!("{head}{margo}")).unwrap();
+        let config = crate::config::load(folder.path()).unwrap().gateway.margo.unwrap();
+        let children = ids.iter().map(|id| child(id)).collect();
+        let scope = scope(&config, None).unwrap();
+        survey(&config, &scope, None, &Inventory { children, ..Inventory::default() })
+    }
+
+    fn paths_of(survey: &Survey) -> Vec<&str> {
+        survey.places.keys().map(DevicePath::as_str).collect()
+    }
+
+    #[test]
+    fn a_device_behind_a_device_has_a_deeper_path_if_the_other_one_is_there() {
+        let behind = |id: &str, parent: &str| format!("[[margo.device]]\nid = \"{id}\"\nparent = \"{parent}\"\n");
+        let text = behind("b", "a") + &behind("c", "b") + &behind("d", "gone");
+        assert_eq!(paths_of(&seen(&text, &["a", "b", "c", "d"])), ["gw", "gw/a", "gw/a/b", "gw/a/b/c", "gw/d"]);
+        assert_eq!(paths_of(&seen(&text, &["b", "c"])), ["gw", "gw/b", "gw/b/c"], "its parent was taken out");
+        let ring = behind("a", "b") + &behind("b", "a");
+        assert_eq!(paths_of(&seen(&ring, &["a", "b"])), ["gw", "gw/a", "gw/b"]);
+    }
+
+    #[test]
+    fn what_the_registry_knows_is_reported_and_the_configuration_has_the_last_word() {
+        let plain = seen("", &["a"]).report.remove(0).to_json();
+        assert_eq!(plain["labels"], json!({ "fieldgate.dev/protocol": "modbus-tcp", "fieldgate.dev/tier": 2 }));
+        assert_eq!(plain["x-fieldgate-extensions"], json!({ "firmware": "1.4" }));
+        let own = "[[margo.device]]\nid = \"a\"\n[margo.device.labels]\n\"fieldgate.dev/tier\" = \"\"\nline = 2\n\
+                   [margo.device.extensions.x-fieldgate-extensions]\nshelf = 7\n";
+        let own = seen(own, &["a"]).report.remove(0).to_json();
+        assert_eq!(own["labels"], json!({ "fieldgate.dev/protocol": "modbus-tcp", "line": 2 }));
+        assert_eq!(own["x-fieldgate-extensions"], json!({ "shelf": 7 }));
     }
 }

@@ -33,6 +33,11 @@ pub enum WordError {
 pub struct DevicePath(String);
 
 impl DevicePath {
+    /// Sorts before every path and is none itself: the lower end of ranges.
+    pub(super) const fn least() -> Self {
+        Self(String::new())
+    }
+
     /// Parses `^[A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*$`. `.` and `..` are refused: URLs do away with them.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ pub fn artifact<B: AsRef<[u8]>>(site: &Site, name: &str, tag: &str, layers: &[(&
         json!({ "schemaVersion": 2, "config": empty, "layers": listed, "annotations": annotations }).to_string();
     let layout = format!("artifacts/registry.example/{name}");
     for bytes in layers.iter().map(|(_, bytes)| bytes.as_ref()).chain([manifest.as_bytes()]) {
-        site.write(&format!("{layout}/blobs/sha256/{}", Digest::of(bytes).hex()), bytes);
+        site.write_bytes(&format!("{layout}/blobs/sha256/{}", Digest::of(bytes).hex()), bytes);
     }
     let index = format!("{layout}/index.json");
     let known = std::fs::read_to_string(site.path().join(&index)).ok();

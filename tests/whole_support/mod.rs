@@ -65,7 +65,12 @@ impl Site {
     }
 
     /// Writes a file of the configuration.
-    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub fn write(&self, name: &str, text: &str) {
+        self.write_bytes(name, text.as_bytes());
+    }
+
+    /// Writes a file that is no text.
+    pub fn write_bytes(&self, name: &str, text: &[u8]) {
         let path = self.folder.path().join(name);
         std::fs::create_dir_all(path.parent().expect("below the folder")).expect("writable");
         std::fs::write(path, text).expect("writable");
@@ -111,7 +116,8 @@ impl Site {
 
     /// The program with this configuration.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fieldgate"));
+        let built = env!("CARGO_BIN_EXE_fieldgate").into();
+        let mut command = Command::new(std::env::var_os("FIELDGATE_PROGRAM").unwrap_or(built));
         command.arg("--config").arg(self.path()).args(arguments);
         command
     }

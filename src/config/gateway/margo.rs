@@ -237,7 +237,11 @@ fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
     let (mut all, mut identities) = (BTreeMap::new(), BTreeMap::new());
     for reader in section.tables("device", "margo.device") {
         let found = reader.required("id", "id = \"pump-1\"", id::<DeviceId>);
-        let details = details(&reader, Whose::Device);
+        let parent = reader.optional("parent", id::<DeviceId>);
+        if parent.is_some() && parent == found {
+            reader.error("parent", "a device is not behind itself; leave it out for one directly behind the gateway");
+        }
+        let details = Details { parent, ..details(&reader, Whose::Device) };
         let files = reader.optional("cert", path).zip(reader.optional("key", path));
         if reader.has("cert") != reader.has("key") {
             reader.error(if reader.has("cert") { "cert" } else { "key" }, "an identity needs both `cert` and `key`");

@@ -8,6 +8,8 @@ use super::problem::Problem;
 const FIRST: Duration = Duration::from_secs(2);
 /// Longest pause of our own.
 const LAST: Duration = Duration::from_secs(300);
+/// Who polls more often than this is not kept waiting longer than this: after an outage of hours it comes back soon.
+const BRISK: Duration = Duration::from_secs(60);
 
 /// How pauses grow, as a server may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,12 +24,24 @@ pub enum Pacing {
 }
 
 /// Counts failures in a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { failures: 0, longest: LAST }
+    }
 }
 
 impl Backoff {
+    /// For somebody who asks `every` so long when all is well: pauses grow up to that, within a minute and five minutes.
+    pub fn upto(every: Duration) -> Self {
+        Self { failures: 0, longest: every.clamp(BRISK, LAST) }
+    }
+
     /// It worked.
     pub fn reset(&mut self) {
         self.failures = 0;
@@ -46,7 +60,7 @@ impl Backoff {
             // A server that says "no back-off" without a time still gets a breath.
             Pacing::None if !floor.is_zero() => Duration::ZERO,
             Pacing::None | Pacing::Fixed => FIRST,
-            Pacing::Exponential => FIRST.saturating_mul(1 << self.failures.min(16)).min(LAST),
+            Pacing::Exponential => FIRST.saturating_mul(1 << self.failures.min(16)).min(self.longest),
         };
         self.failures = self.failures.saturating_add(1);
         // Full jitter, but never nothing: half a second keeps a broken server from a tight loop.
@@ -84,6 +98,22 @@ mod tests {
     }
 
     #[test]
+    fn after_an_outage_the_next_attempt_comes_at_the_polling_interval_or_after_a_minute() {
+        let longest = |every: u64| {
+            let mut backoff = Backoff::upto(Duration::from_secs(every));
+            (0..20).map(|_| backoff.pause(None, 1.0).as_secs()).max().unwrap()
+        };
+        assert_eq!([longest(1), longest(60), longest(90), longest(3_600)], [60, 60, 90, 300]);
+    }
+
+    #[test]
+    fn pauses_are_drawn_from_the_whole_range() {
+        let drawn = |draw: f64| Backoff { failures: 5, ..Backoff::default() }.pause(None, draw);
+        assert_eq!(drawn(0.0), Duration::from_millis(500), "never nothing");
+        assert_eq!((drawn(0.25).as_secs(), drawn(0.5).as_secs(), drawn(1.0).as_secs()), (16, 32, 64));
+    }
+
+    #[test]
     fn fixed_and_none_are_honoured() {
         let mut backoff = Backoff::default();
         for _ in 0..3 {
@@ -95,7 +125,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_earlier_than_retry_after(failures in 0u32..100, after in 0u64..86_400, draw in 0.0f64..1.0) {
-            let mut backoff = Backoff { failures };
+            let mut backoff = Backoff { failures, ..Backoff::default() };
             for strategy in [Pacing::None, Pacing::Fixed, Pacing::Exponential] {
                 let pause = backoff.pause(Some(&problem(Some(after), strategy)), draw);
                 prop_assert!(pause >= Duration::from_secs(after));

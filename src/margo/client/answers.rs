@@ -49,11 +49,13 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             Act::Report { device, .. } => (device.id.clone(), true),
             Act::Forget(path) => (path.clone(), false),
         };
+        let unheard = matches!(&outcome, Err(error) if !error.may_have_had_effect());
         let changes = match self.verdict(outcome, &format!("the report of {path}")).await {
+            None if unheard => self.roster.without_effect().into_iter().collect(),
             None | Some(Verdict::Later(_) | Verdict::Retired(_)) => Vec::new(),
-            Some(Verdict::Done | Verdict::Unchanged) => vec![self.roster.confirmed(&act)?],
+            Some(Verdict::Done | Verdict::Unchanged) => vec![self.roster.done(&act)?],
             // What shall go is gone.
-            Some(Verdict::NotFound(_)) if !is_report => vec![self.roster.confirmed(&act)?],
+            Some(Verdict::NotFound(_)) if !is_report => vec![self.roster.done(&act)?],
             Some(Verdict::ParentMissing(problem)) => {
                 self.pause(Some(&problem));
                 self.roster.parent_missing(&path)

@@ -75,8 +75,9 @@ pub struct Client<P, S, X> {
     pub(super) status: watch::Sender<ClientStatus>,
     /// Alerts that were raised, so that a standing problem is raised once.
     pub(super) raised: BTreeSet<String>,
-    /// Whether the table of deployments is to be made anew.
+    /// Whether the table of deployments is to be made anew, and not before which monotonic time.
     pub(super) lines_stale: bool,
+    pub(super) lines_due_ns: u64,
     /// Whether somebody wants to leave.
     pub(super) wish: Option<Wish>,
 }
@@ -112,6 +113,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             held = yamls.into_values().map(|yaml| (Digest::of(&yaml), yaml)).collect();
             head = Some(found);
         }
+        let backoff = Backoff::upto(parts.config.polling.every);
         let wish = LeaveFile::new(&parts.config.directory).wish();
         let mut client = Self {
             parts,
@@ -123,12 +125,13 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             held,
             errands: JoinSet::new(),
             jobs: JoinSet::new(),
-            backoff: Backoff::default(),
+            backoff,
             not_before_ns: 0,
             poll_due_ns: 0,
             status,
             raised: BTreeSet::new(),
             lines_stale: true,
+            lines_due_ns: 0,
             wish,
         };
         client.status.send_modify(|status| {
@@ -152,7 +155,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             if self.retreats() {
                 self.roster.want(Vec::new());
             }
-            self.begin_errand();
+            self.begin_errand().await?;
             self.publish();
             let (nap, leave) = (self.nap(), self.leave_file());
             tokio::select! {
@@ -194,6 +197,7 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             }
         }
         due.extend(self.reconciler.next_wake());
+        due.extend(self.lines_stale.then_some(self.lines_due_ns));
         let next = due.into_iter().filter(|at| *at > now).min().unwrap_or(now);
         Duration::from_nanos(next.saturating_sub(now)).max(Duration::from_millis(20))
     }
@@ -203,16 +207,19 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
         (now.trust != ClockTrust::Unsynchronised).then_some(now.wall_ms.div_euclid(1_000))
     }
 
-    fn begin_errand(&mut self) {
+    async fn begin_errand(&mut self) -> Result<(), ClientError> {
         let now = self.parts.clock.mono_ns();
         let second = self.second();
         let polling = &self.parts.config.polling;
         let ended = self.status.borrow().retired || self.leaving() == Leaving::Left;
         let quiet = ended || polling.is_down(second) || now < self.not_before_ns;
         if quiet || !self.errands.is_empty() {
-            return;
+            return Ok(());
         }
         let errand = if let Some(act) = self.roster.next() {
+            if let Some(change) = self.roster.asked(&act)? {
+                self.parts.storage.commit(vec![change]).await?;
+            }
             Some(Errand::Report(act))
         } else if now >= self.poll_due_ns && polling.is_open(second) {
             Some(Errand::Poll { head: self.head.clone(), held: self.held.clone() })
@@ -224,11 +231,12 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             let wall = self.parts.clock.wall_ms().div_euclid(1_000);
             self.errands.spawn(errand.run(self.parts.exchange.clone(), self.dialect.clone(), wall));
         }
+        Ok(())
     }
 
     /// Looks at the plant again.
     pub(super) async fn look(&mut self) -> Result<(), ClientError> {
-        let inventory = self.parts.plant.inventory().await;
+        let Some(inventory) = self.parts.plant.inventory().await else { return Ok(()) };
         let found = survey(&self.parts.config, &self.parts.scope, self.parts.only.as_ref(), &inventory);
         let (good, bad): (Vec<_>, Vec<_>) =
             found.report.into_iter().partition(|device| schema::capabilities(&device.to_json()).is_empty());

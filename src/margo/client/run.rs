@@ -165,7 +165,7 @@ async fn onboard<S: Storage>(
             return Ok(Preview::new(config.url.clone(), known.client, signer));
         }
     }
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::upto(config.polling.every);
     loop {
         let answer = exchange.send(onboard_request(&config.url, &pem)).await;
         let (why, problem) = match answer.as_ref().map(|response| (judge(response), parse_onboarded(&response.body))) {

@@ -1,14 +1,19 @@
 //! How the client stands, for people and machines.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use super::engine::Client;
+use super::engine::{Client, nanos};
 use super::leave::Leaving;
 use crate::margo::api::{StatusError, overall};
 use crate::margo::desired::Exchange;
 use crate::margo::plant::Plant;
 use crate::margo::reconcile::Placement;
 use crate::margo::storage::Storage;
+
+/// Between two tables of deployments.
+const TABLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// One deployment on one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,10 +64,14 @@ pub struct ClientStatus {
 }
 
 impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
-    /// Tells how the client stands. The table is made anew only when something of it may have changed: with a thousand
-    /// children it is what costs most.
+    /// Tells how the client stands. The table is made anew only when something of it may have changed, and at most every
+    /// [`TABLE_PAUSE`]: with a thousand children it is what costs most.
     pub(super) fn publish(&mut self) {
-        let lines = std::mem::take(&mut self.lines_stale).then(|| self.lines());
+        let now_ns = self.parts.clock.mono_ns();
+        let lines = (self.lines_stale && now_ns >= self.lines_due_ns).then(|| self.lines());
+        if lines.is_some() {
+            (self.lines_stale, self.lines_due_ns) = (false, now_ns.saturating_add(nanos(TABLE_PAUSE)));
+        }
         let (devices_reported, devices) = self.roster.progress();
         let version = self.head.as_ref().map_or(0, |head| head.version);
         let waiting = self.reconciler.outbox().len();

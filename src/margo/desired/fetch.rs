@@ -14,7 +14,10 @@ use crate::margo::words::{DeploymentId, Digest};
 /// No answer came.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExchangeError {
-    /// No connection, or it broke, or it took too long.
+    /// No connection.
+    #[error("the fleet manager cannot be reached: {0}")]
+    NoConnection(String),
+    /// The connection broke, or it took too long: the request may have had its effect.
     #[error("the fleet manager cannot be reached: {0}")]
     Unreachable(String),
     /// Somebody else answered, or the fleet manager did not believe us.
@@ -26,6 +29,13 @@ pub enum ExchangeError {
     /// Identity or trust bundle is missing.
     #[error("{0}")]
     NotReady(String),
+}
+
+impl ExchangeError {
+    /// Whether the fleet manager may have done what it was asked, though no answer came.
+    pub const fn may_have_had_effect(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::TooLong(_))
+    }
 }
 
 /// Sends requests. The HTTP shell implements it; tests do, too.

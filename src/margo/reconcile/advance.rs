@@ -306,7 +306,7 @@ impl Reconciler {
     /// The plant answered an order.
     pub(super) fn answered(&mut self, key: &PlacementKey, name: &str, done: Result<(), Refusal>, now_ns: u64) {
         let Some(mut placement) = self.placements.remove(key) else { return };
-        let (works, leaving) = (self.works.clone(), placement.leaving);
+        let (works, leaving) = (std::mem::take(&mut self.works), placement.leaving);
         if let Some(part) = placement.parts.iter_mut().find(|part| part.name == name)
             && let Some((_, undo)) = part.order.take()
         {
@@ -338,6 +338,7 @@ impl Reconciler {
             }
             self.changed.insert(key.clone());
         }
+        self.works = works;
         self.placements.insert(key.clone(), placement);
     }
 

@@ -93,6 +93,8 @@ pub struct Reconciler {
     pub(super) running: BTreeMap<JobId, Running>,
     next_job: JobId,
     retries: BTreeMap<Retry, (u64, Backoff)>,
+    /// Deployments whose components cannot be used. Not durable: after a restart other settings may let them pass.
+    refused: BTreeSet<DeploymentId>,
     /// Records to place again.
     stirred: BTreeSet<DeploymentId>,
     /// Placements and records that changed in this step.
@@ -143,6 +145,7 @@ impl Reconciler {
             running: BTreeMap::new(),
             next_job: 0,
             retries: BTreeMap::new(),
+            refused: BTreeSet::new(),
             stirred,
             changed: BTreeSet::new(),
             changed_records: BTreeSet::new(),
@@ -200,7 +203,7 @@ impl Reconciler {
             return;
         }
         if let Some(old) = record.wanted {
-            for placement in self.placements.values_mut().filter(|placement| placement.deployment == *id) {
+            for (_, placement) in of_mut(&mut self.placements, id) {
                 if let Some(begun) = placement.begun.as_mut().filter(|begun| begun.digest == old) {
                     begun.version = begun.version.max(previous);
                 }
@@ -212,8 +215,9 @@ impl Reconciler {
             record.names = names;
         }
         self.retries.remove(&Retry::Fetch(id.clone()));
+        self.refused.remove(id);
         self.changed_records.insert(id.clone());
-        self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        self.change_all_of(id);
     }
 
     /// Who is there now.
@@ -301,10 +305,17 @@ impl Reconciler {
 
     /// The deployments with their placements, for tables.
     pub fn view(&self) -> impl Iterator<Item = (&Record, Vec<&Placement>)> {
-        self.records.values().map(|record| {
-            let of = self.placements.values().filter(|placement| placement.deployment == record.id);
-            (record, of.collect())
-        })
+        self.records.values().map(|record| (record, self.placements_of(&record.id).collect()))
+    }
+
+    /// Where a deployment is.
+    pub(super) fn placements_of<'a>(&'a self, id: &'a DeploymentId) -> impl Iterator<Item = &'a Placement> {
+        let from = self.placements.range((id.clone(), DevicePath::least())..);
+        from.take_while(move |((of, _), _)| of == id).map(|(_, placement)| placement)
+    }
+
+    fn change_all_of(&mut self, id: &DeploymentId) {
+        self.changed.extend(of_mut(&mut self.placements, id).map(|(key, _)| key.clone()));
     }
 
     /// The newest manifest whose revision of a deployment a device has begun; without one, the manifest that brought it.
@@ -321,7 +332,7 @@ impl Reconciler {
     ) -> Result<(), StorageError> {
         self.stirred.insert(id.clone());
         self.changed_records.insert(id.clone());
-        self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+        self.change_all_of(id);
         let names: Vec<String> = match self.deployments.get(id) {
             Some(Ok(deployment)) => deployment.component_names().map(str::to_owned).collect(),
             _ => return Ok(()),
@@ -347,6 +358,8 @@ impl Reconciler {
                 record.failed = Some(report::error(&self.scope.top, code, &why));
                 if transient {
                     self.later(Retry::Fetch(id.clone()), now_ns);
+                } else {
+                    self.refused.insert(id.clone());
                 }
             }
         }
@@ -453,9 +466,7 @@ impl Reconciler {
 
     fn fetch(&mut self, id: &DeploymentId, digest: Digest, deployment: &Arc<Deployment>, now_ns: u64) {
         let asked = self.running.values().any(|job| *job == Running::Fetch(id.clone(), digest));
-        let refused = self.records.get(id).is_some_and(|record| record.failed.is_some())
-            && !self.retries.contains_key(&Retry::Fetch(id.clone()));
-        if !asked && !refused && self.may_try(&Retry::Fetch(id.clone()), now_ns) {
+        if !asked && !self.refused.contains(id) && self.may_try(&Retry::Fetch(id.clone()), now_ns) {
             self.begin(Running::Fetch(id.clone(), digest), Job::Fetch(deployment.clone()));
         }
     }
@@ -465,12 +476,12 @@ impl Reconciler {
         if record.failed.as_ref() != Some(&error) {
             record.failed = Some(error);
             self.changed_records.insert(id.clone());
-            self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+            self.change_all_of(id);
         }
     }
 
     fn leave_all(&mut self, id: &DeploymentId) {
-        for (key, placement) in self.placements.iter_mut().filter(|((of, _), _)| of == id) {
+        for (key, placement) in of_mut(&mut self.placements, id) {
             if !placement.leaving {
                 placement.leaving = true;
                 self.changed.insert(key.clone());
@@ -480,7 +491,7 @@ impl Reconciler {
     }
 
     fn settle_on(&mut self, id: &DeploymentId, paths: BTreeSet<DevicePath>, is_ready: bool) {
-        for (key, placement) in self.placements.iter_mut().filter(|((of, _), _)| of == id) {
+        for (key, placement) in of_mut(&mut self.placements, id) {
             let leaving = !paths.contains(&placement.path);
             if placement.leaving != leaving {
                 // Back again: whatever was undone meanwhile is to be done anew.
@@ -507,7 +518,16 @@ impl Reconciler {
                 record.failed = None;
             }
             self.changed_records.insert(id.clone());
-            self.changed.extend(self.placements.keys().filter(|(of, _)| of == id).cloned());
+            self.change_all_of(id);
         }
     }
+}
+
+/// Where a deployment is, to change it.
+fn of_mut<'a>(
+    placements: &'a mut BTreeMap<PlacementKey, Placement>,
+    id: &'a DeploymentId,
+) -> impl Iterator<Item = (&'a PlacementKey, &'a mut Placement)> {
+    let from = placements.range_mut((id.clone(), DevicePath::least())..);
+    from.take_while(move |((of, _), _)| of == id)
 }

@@ -65,8 +65,7 @@ impl Reconciler {
     /// Whether a deployment is on no device, and what is said of it itself: while it is on none, and afterwards if it was
     /// spoken of before, so that the last word is true.
     fn record_status(&self, record: &Record, device: Option<Option<DevicePath>>) -> (bool, Option<DeploymentStatus>) {
-        let of: Vec<&Placement> =
-            self.placements.values().filter(|placement| placement.deployment == record.id).collect();
+        let of: Vec<&Placement> = self.placements_of(&record.id).collect();
         let covered =
             |device: &Option<DevicePath>| of.iter().any(|placement| self.status_device(&placement.path) == *device);
         let known = record.told.is_some();

@@ -37,6 +37,7 @@ pub(super) fn details(reader: &Reader<'_>, whose: Whose) -> Details {
         vendor: text("vendor"),
         model: text("model"),
         serial: text("serial"),
+        parent: None,
         labels: named(reader, "labels", |_| true, is_label, "a text, number, boolean, or list of texts or of numbers"),
         extensions: named(
             reader,
