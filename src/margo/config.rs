@@ -144,4 +144,25 @@ impl Config {
             }
         }
     }
+
+    /// A gateway `gw` with recipes delegated, and nothing else said.
+    #[cfg(test)]
+    pub(super) fn for_tests(directory: &std::path::Path) -> Self {
+        let bundle = BundleSource::File(PathBuf::new());
+        Self {
+            url: Base::new("https://wfm.example").unwrap(),
+            generation: Generation::Rc3 { bundle, tls: TlsVersions::Only13, max_age: Duration::from_secs(3_600) },
+            identity: IdentityFiles { chain: PathBuf::new(), key: PathBuf::new() },
+            mode: Mode::SeeThru,
+            device: DevicePath::new("gw").unwrap(),
+            timeout: Duration::from_secs(10),
+            polling: Polling::default(),
+            wildcard: Wildcard::One,
+            source: SourceConfig::default(),
+            delegate: Functions { recipe: true, ..Functions::default() },
+            gateway: Details::default(),
+            devices: BTreeMap::new(),
+            directory: directory.to_owned(),
+        }
+    }
 }

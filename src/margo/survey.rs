@@ -186,15 +186,17 @@ mod tests {
         }
     }
 
-    /// A gateway `gw` with this in its `[margo]`, and what it says of these devices.
-    fn seen(margo: &str, ids: &[&str]) -> Survey {
-        let folder = tempfile::tempdir().unwrap();
-        let head = "[gateway]\nid = \"gw\"\n[margo]\nurl = \"https://wfm\"\ntrust = { bundle = \"b\" }\n";
-        std::fs::write(folder.path().join("fieldgate.toml"), format!("{head}{margo}")).unwrap();
-        let config = crate::config::load(folder.path()).unwrap().gateway.margo.unwrap();
+    /// A gateway with these devices, and what its configuration says of them.
+    fn seen(ids: &[&str], said: &[(&str, Details)]) -> Survey {
+        let mut config = Config::for_tests(std::path::Path::new("margo"));
+        config.devices = said.iter().map(|(id, details)| (DeviceId::new(id).unwrap(), details.clone())).collect();
         let children = ids.iter().map(|id| child(id)).collect();
         let scope = scope(&config, None).unwrap();
         survey(&config, &scope, None, &Inventory { children, ..Inventory::default() })
+    }
+
+    fn behind(parent: &str) -> Details {
+        Details { parent: Some(DeviceId::new(parent).unwrap()), ..Details::default() }
     }
 
     fn paths_of(survey: &Survey) -> Vec<&str> {
@@ -203,22 +205,21 @@ mod tests {
 
     #[test]
     fn a_device_behind_a_device_has_a_deeper_path_if_the_other_one_is_there() {
-        let behind = |id: &str, parent: &str| format!("[[margo.device]]\nid = \"{id}\"\nparent = \"{parent}\"\n");
-        let text = behind("b", "a") + &behind("c", "b") + &behind("d", "gone");
-        assert_eq!(paths_of(&seen(&text, &["a", "b", "c", "d"])), ["gw", "gw/a", "gw/a/b", "gw/a/b/c", "gw/d"]);
-        assert_eq!(paths_of(&seen(&text, &["b", "c"])), ["gw", "gw/b", "gw/b/c"], "its parent was taken out");
-        let ring = behind("a", "b") + &behind("b", "a");
-        assert_eq!(paths_of(&seen(&ring, &["a", "b"])), ["gw", "gw/a", "gw/b"]);
+        let said = [("b", behind("a")), ("c", behind("b")), ("d", behind("gone"))];
+        assert_eq!(paths_of(&seen(&["a", "b", "c", "d"], &said)), ["gw", "gw/a", "gw/a/b", "gw/a/b/c", "gw/d"]);
+        assert_eq!(paths_of(&seen(&["b", "c"], &said)), ["gw", "gw/b", "gw/b/c"], "its parent was taken out");
+        assert_eq!(paths_of(&seen(&["a", "b"], &[("a", behind("b")), ("b", behind("a"))])), ["gw", "gw/a", "gw/b"]);
     }
 
     #[test]
     fn what_the_registry_knows_is_reported_and_the_configuration_has_the_last_word() {
-        let plain = seen("", &["a"]).report.remove(0).to_json();
+        let plain = seen(&["a"], &[]).report.remove(0).to_json();
         assert_eq!(plain["labels"], json!({ "fieldgate.dev/protocol": "modbus-tcp", "fieldgate.dev/tier": 2 }));
         assert_eq!(plain["x-fieldgate-extensions"], json!({ "firmware": "1.4" }));
-        let own = "[[margo.device]]\nid = \"a\"\n[margo.device.labels]\n\"fieldgate.dev/tier\" = \"\"\nline = 2\n\
-                   [margo.device.extensions.x-fieldgate-extensions]\nshelf = 7\n";
-        let own = seen(own, &["a"]).report.remove(0).to_json();
+        let labels = [("fieldgate.dev/tier".to_owned(), json!("")), ("line".to_owned(), json!(2))].into();
+        let extensions = [("x-fieldgate-extensions".to_owned(), json!({ "shelf": 7 }))].into();
+        let said = Details { labels, extensions, ..Details::default() };
+        let own = seen(&["a"], &[("a", said)]).report.remove(0).to_json();
         assert_eq!(own["labels"], json!({ "fieldgate.dev/protocol": "modbus-tcp", "line": 2 }));
         assert_eq!(own["x-fieldgate-extensions"], json!({ "shelf": 7 }));
     }

@@ -1,5 +1,6 @@
 //! The reconciler against a plant that remembers what it was told, killed between any two steps.
 
+mod engine;
 mod hardware;
 
 use std::collections::{BTreeMap, BTreeSet};

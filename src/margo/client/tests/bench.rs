@@ -1,7 +1,6 @@
 //! A fleet manager of a page of script, a plant that takes everything, and a client between them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,17 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::leave::{LeaveFile, Wish};
 use super::super::{Client, ClientStatus, Parts};
-use crate::margo::api::{Base, Method, Rc3, Request, Response};
+use crate::margo::api::{Method, Rc3, Request, Response};
 use crate::margo::component::{Source, SourceConfig, Work};
-use crate::margo::config::{Config, Details, Generation, Mode};
+use crate::margo::config::Config;
 use crate::margo::deployment::tests::example;
 use crate::margo::desired::{Exchange, ExchangeError};
-use crate::margo::identity::{BundleSource, IdentityFiles, TlsVersions};
 use crate::margo::plant::{Alert, Before, Child, Functions, Identity, Inventory, Order, Plant, Refusal};
 use crate::margo::polling::Polling;
 use crate::margo::reconcile::{Scope, Wildcard};
 use crate::margo::storage::MemoryStorage;
-use crate::margo::words::{DevicePath, Digest};
+use crate::margo::words::Digest;
 use crate::model::{ClockTrust, DeviceId, Stamp};
 use crate::platform::clock::Clock;
 
@@ -233,23 +231,7 @@ impl Bench {
     }
 
     pub(super) fn config(&self) -> Config {
-        let files = IdentityFiles { chain: PathBuf::new(), key: PathBuf::new() };
-        let bundle = BundleSource::File(PathBuf::new());
-        Config {
-            url: Base::new("https://wfm.example").unwrap(),
-            generation: Generation::Rc3 { bundle, tls: TlsVersions::Only13, max_age: Duration::from_secs(3_600) },
-            identity: files,
-            mode: Mode::SeeThru,
-            device: DevicePath::new("gw").unwrap(),
-            timeout: Duration::from_secs(10),
-            polling: self.polling.clone(),
-            wildcard: Wildcard::One,
-            source: SourceConfig::default(),
-            delegate: Functions { recipe: true, ..Functions::default() },
-            gateway: Details::default(),
-            devices: BTreeMap::new(),
-            directory: self.directory.path().join("margo"),
-        }
+        Config { polling: self.polling.clone(), ..Config::for_tests(&self.directory.path().join("margo")) }
     }
 
     pub(super) async fn start(&mut self) {
