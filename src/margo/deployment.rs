@@ -123,6 +123,14 @@ impl Deployment {
         // Some servers write the target beside the other annotations.
         let target = metadata.get("deviceId").or_else(|| metadata["annotations"].get("deviceId"));
         let target = target.filter(|target| !target.is_null()).map(|target| Target::new(&text(target))).transpose()?;
+        for (field, id) in [
+            ("metadata.annotations.applicationId", &metadata["annotations"]["applicationId"]),
+            ("spec.applicationId", &root["spec"]["applicationId"]),
+        ] {
+            if !id.is_null() && !is_application_id(&text(id)) {
+                return Err(wrong(field, "is none: it is 1 to 200 of a-z 0-9 -"));
+            }
+        }
         let profile = &root["spec"]["deploymentProfile"];
         Ok(Self {
             id,
@@ -144,6 +152,12 @@ impl Deployment {
     pub fn component_names(&self) -> impl Iterator<Item = &str> {
         self.components.iter().map(|component| component.name.as_str())
     }
+}
+
+/// `^[-a-z0-9]{1,200}$`.
+fn is_application_id(text: &str) -> bool {
+    let legal = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    (1..=200).contains(&text.len()) && text.bytes().all(legal)
 }
 
 fn wrong(field: &str, reason: impl Into<String>) -> DeploymentError {
@@ -282,6 +296,8 @@ pub(crate) mod tests {
             ("kind: ApplicationDeployment", "kind: Pod", "kind"),
             ("- name: a", "- name: ''", "components[0].name"),
             ("          revision: v1", "          timeout: soon", "timeout"),
+            ("applicationId: com-acme-recipe", "applicationId: Com.Acme", "metadata.annotations.applicationId"),
+            ("spec:\n", "spec:\n  applicationId: ''\n", "spec.applicationId"),
         ];
         for (from, to, field) in cases {
             let error = Deployment::parse(good.replace(from, to).as_bytes()).unwrap_err().to_string();
@@ -295,6 +311,39 @@ pub(crate) mod tests {
         assert!(matches!(Deployment::parse(b": : :"), Err(DeploymentError::Yaml(_))));
         let twice = example(ID, "gw", &[("a", "1"), ("a", "2")], " {}");
         assert!(matches!(Deployment::parse(twice.as_bytes()), Err(DeploymentError::Field { .. })));
+    }
+
+    #[test]
+    fn an_application_id_is_1_to_200_lowercase_letters_digits_and_hyphens() {
+        for good in ["a", "com-acme-recipe-2", "-", &"a".repeat(200)] {
+            assert!(is_application_id(good), "{good}");
+        }
+        for bad in ["", "A", "a.b", "a_b", "ü", &"a".repeat(201)] {
+            assert!(!is_application_id(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_type_of_profile_is_known_and_the_older_helm_v3_is_helm() {
+        let of = |name: &str| {
+            let text = example(ID, "gw", &[("a", "v1")], " {}").replace("type: custom", &format!("type: {name}"));
+            Deployment::parse(text.as_bytes()).unwrap().profile
+        };
+        assert_eq!((of("helm"), of("helm.v3"), of("compose")), (Profile::Helm, Profile::Helm, Profile::Compose));
+        assert_eq!((of("custom"), of("wasm")), (Profile::Custom, Profile::Other("wasm".to_owned())));
+    }
+
+    #[test]
+    fn optional_and_unknown_fields_are_let_pass() {
+        let text = example(ID, "gw", &[("a", "1.2.0")], "")
+            .replace("  namespace: margo\n", "  namespace: margo\n  labels: {line: '2'}\n")
+            .replace("          revision", "          wait: true\n          timeout: 8m30s\n          revision")
+            .replace("  parameters:", "    deviceConstraints: {cpus: [{cores: 1}]}\n  later: {b: [1]}");
+        let deployment = Deployment::parse(text.as_bytes()).unwrap();
+        assert_eq!(deployment.components[0].timeout, Some(Duration::from_secs(510)));
+        assert!(deployment.parameters.is_empty());
+        let without = text.replace("  deviceId: gw\n", "");
+        assert_eq!(Deployment::parse(without.as_bytes()).unwrap().target, None, "the device that the client is");
     }
 
     #[test]

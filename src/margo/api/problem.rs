@@ -241,6 +241,18 @@ mod tests {
         assert_eq!(problem.to_string(), "HTTP 422: Bad ; properties.id: differs");
     }
 
+    #[test]
+    fn plain_json_pages_and_nothing_at_all_are_read_leniently() {
+        let text = |body: &str| match answer(409, body) {
+            Verdict::Refused(problem) => problem.text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text(r#"{"error":"no"}"#), "no");
+        assert_eq!(text(r#"{"message":"no","retryable":"false"}"#), "no");
+        assert_eq!((text("<html>no</html>"), text("")), ("<html>no</html>".to_owned(), String::new()));
+        assert_eq!(text(r#"["no"]"#), r#"["no"]"#);
+    }
+
     proptest! {
         #[test]
         fn any_body_is_read(status in 100u16..600, body in proptest::collection::vec(any::<u8>(), 0..200)) {

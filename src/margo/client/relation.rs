@@ -4,7 +4,7 @@
 use super::engine::{Client, ClientError};
 use crate::margo::desired::{Exchange, HeadStore};
 use crate::margo::plant::Plant;
-use crate::margo::storage::{Change, Storage, read};
+use crate::margo::storage::{Change, Storage, commit_in_order, read};
 
 /// Key of our name in the storage.
 const KEY: &str = "relation";
@@ -22,19 +22,21 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
         if known.as_ref() == Some(&name) {
             return Ok(());
         }
-        let mut changes = vec![Change::put(KEY.to_owned(), &name)?];
+        let mut changes = Vec::new();
         if let Some(known) = known {
             tracing::info!(%known, %name, "another relationship: what the fleet manager of before knew does not count");
             // A request under the old name says nothing any more.
             self.errands = tokio::task::JoinSet::new();
             changes.extend(self.roster.forget_all());
-            changes.extend(self.reconciler.forget_statuses());
+            changes.extend(self.reconciler.forget_relation()?);
             changes.push(HeadStore::<S>::forget());
             self.head = None;
             self.held.clear();
             self.poll_due_ns = 0;
         }
-        Ok(storage.commit(changes).await?)
+        // The name comes last: what is cut before it is done again.
+        changes.push(Change::put(KEY.to_owned(), &name)?);
+        Ok(commit_in_order(&storage, changes).await?)
     }
 
     pub(super) async fn new_identity(&mut self) -> Result<(), ClientError> {

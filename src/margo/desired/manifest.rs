@@ -284,6 +284,12 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn versions_reach_to_the_end_of_u64() {
+        let last = parse(&manifest(u64::MAX, 1)).unwrap();
+        assert_eq!((last.version, last.novelty(Some((u64::MAX - 1, last.digest)))), (u64::MAX, Novelty::Newer));
+    }
+
+    #[test]
     fn the_bundle_is_for_many_changes_and_single_deployments_for_few() {
         let of = |held: usize, count: usize| {
             let manifest = parse(&manifest(1, count)).unwrap();

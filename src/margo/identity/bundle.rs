@@ -11,6 +11,7 @@ use serde::Deserialize;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::super::words::Digest;
+use super::svid::accepted_key;
 
 /// Longest bundle that is read.
 pub const MAX_BUNDLE: usize = 256 * 1024;
@@ -77,8 +78,8 @@ struct Jwks {
 }
 
 impl TrustBundle {
-    /// Reads a bundle. Keys for other uses are ignored, and so is a key whose certificate cannot be read: an anchor less
-    /// only closes a door.
+    /// Reads a bundle. Keys for other uses are ignored, and so is one whose certificate cannot be read or has a key that is
+    /// not accepted: an anchor less only closes a door.
     ///
     /// # Errors
     /// [`BundleError::Form`] and [`BundleError::Empty`].
@@ -174,8 +175,8 @@ fn kind(der: &CertificateDer<'_>) -> Option<Kind> {
 fn anchor(key: &serde_json::Value) -> Option<CertificateDer<'static>> {
     let text = key.get("x5c")?.get(0)?.as_str()?;
     let der = STANDARD.decode(text).ok()?;
-    let (rest, _) = X509Certificate::from_der(&der).ok()?;
-    rest.is_empty().then(|| CertificateDer::from(der.clone()))
+    let (rest, certificate) = X509Certificate::from_der(&der).ok()?;
+    (rest.is_empty() && accepted_key(&certificate).is_ok()).then(|| CertificateDer::from(der.clone()))
 }
 
 #[cfg(test)]
@@ -203,6 +204,13 @@ mod tests {
             parse(&json!({ "spiffe_sequence": 7, "keys": [key(&a), jwt, broken, key(&a)], "extra": 1 })).unwrap();
         assert_eq!((bundle.anchors().len(), bundle.ignored(), bundle.sequence), (1, 1, 7));
         assert_eq!(bundle.refresh, Duration::from_secs(300));
+    }
+
+    #[test]
+    fn only_the_first_certificate_of_a_key_counts() {
+        let (a, b) = (Ca::new("a"), Ca::new("b"));
+        let two = json!({ "use": "x509-svid", "x5c": [STANDARD.encode(a.der()), STANDARD.encode(b.der())] });
+        assert_eq!(parse(&json!({ "keys": [two] })).unwrap().anchors(), [a.der()]);
     }
 
     #[test]

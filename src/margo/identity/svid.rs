@@ -169,7 +169,7 @@ pub(super) fn check(
         return Err(SvidError::OtherDomain { found: id.trust_domain().to_owned(), wanted: domain.to_owned() });
     }
     for certificate in chain {
-        key(&parse(certificate)?)?;
+        accepted_key(&parse(certificate)?)?;
     }
     anchored(chain, bundle, now, side)?;
     Ok(id)
@@ -211,7 +211,8 @@ fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, SvidErr
     if rest.is_empty() { Ok(certificate) } else { Err(SvidError::Malformed("there are bytes behind it".to_owned())) }
 }
 
-fn key(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
+/// Whether a certificate's key is of an accepted kind and strong enough.
+pub(super) fn accepted_key(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
     let info = certificate.public_key();
     if info.algorithm.algorithm == oid::OID_SIG_ED25519 {
         return Ok(());

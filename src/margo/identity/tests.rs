@@ -1,5 +1,7 @@
 //! Every rule of the identity framework, each in a test named after it. The authority of the tests is here, too.
 
+mod keys;
+
 use std::sync::Arc;
 
 use rcgen::{

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::core::{JOBS, Job, PlacementKey, Reconciler, Retry, Running};
 use super::place::Works;
-use super::record::{Begun, Part, Placement};
+use super::record::{Begun, CONFLICT, Part, Placement};
 use super::report;
 use crate::margo::api::{State, StatusError};
 use crate::margo::component::{PointValue, Work};
@@ -244,7 +244,7 @@ impl Reconciler {
             let taken = held.flat_map(|work| work.claims()).find(|claim| claims.contains(claim));
             if let Some(claim) = taken {
                 let name = &part.name;
-                return Some(("conflict", format!("{name}: {claim} is held by deployment {}", other.deployment)));
+                return Some((CONFLICT, format!("{name}: {claim} is held by deployment {}", other.deployment)));
             }
         }
         None

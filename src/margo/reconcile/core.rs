@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::place::{DeviceView, Look, Placed, Scope, Works, place};
-use super::record::{PLACEMENTS, Placement, RECORDS, Ready, ReadyPart, Record};
+use super::record::{PLACEMENTS, Part, Placement, RECORDS, Ready, ReadyPart, Record};
 use super::report;
 use crate::margo::api::{Backoff, StatusError};
 use crate::margo::component::{Fetched, Work};
@@ -195,10 +195,21 @@ impl Reconciler {
             failed: None,
             chosen: Vec::new(),
             told: None,
+            foreign: false,
         };
         let is_new = !self.records.contains_key(id);
         let record = self.records.entry(id.clone()).or_insert_with(fresh);
         self.stirred.insert(id.clone());
+        if record.foreign && digest.is_some() {
+            // This fleet manager wants what the one before has left: it is told of it from the beginning, by the versions of
+            // its own manifests.
+            (record.foreign, record.arrived, record.told) = (false, head, None);
+            for (_, placement) in of_mut(&mut self.placements, id) {
+                (placement.begun, placement.aligned, placement.told) = (None, None, None);
+            }
+            self.change_all_of(id);
+            return self.want(id, digest, names, previous);
+        }
         if record.wanted == digest && !is_new {
             return;
         }
@@ -280,9 +291,17 @@ impl Reconciler {
         self.outbox.done(number)
     }
 
-    /// Another fleet manager is told nothing of what the one before did not hear.
-    pub fn forget_statuses(&mut self) -> Vec<Change> {
-        self.outbox.forget()
+    /// Another fleet manager is told nothing of what the one before deployed, unless it wants the same.
+    ///
+    /// # Errors
+    /// [`StorageError::Failed`] when something cannot be written as JSON.
+    pub fn forget_relation(&mut self) -> Result<Vec<Change>, StorageError> {
+        let mut changes = self.outbox.forget();
+        for record in self.records.values_mut() {
+            record.foreign = true;
+            changes.push(record.save()?);
+        }
+        Ok(changes)
     }
 
     /// Works that are named somewhere, for the sweep of blobs.
@@ -392,29 +411,36 @@ impl Reconciler {
     /// Everything that can be done now.
     fn advance(&mut self, now_ns: u64) -> Result<Step, StorageError> {
         if self.inventory_known {
-            for id in std::mem::take(&mut self.stirred) {
-                self.place(&id, now_ns);
-            }
-            let due: Vec<DeploymentId> = self
-                .retries
-                .iter()
-                .filter_map(|(retry, (due, _))| match retry {
-                    Retry::Fetch(id) if now_ns >= *due => Some(id.clone()),
-                    _ => None,
-                })
-                .collect();
-            due.iter().for_each(|id| self.place(id, now_ns));
-            let keys: Vec<PlacementKey> =
-                self.placements.iter().filter(|(_, p)| !self.settled(p)).map(|(key, _)| key.clone()).collect();
-            for key in keys {
-                // What only waits for a free place looks again when a job has ended.
-                if self.running.len() < JOBS || !self.waits(&key) {
-                    self.step_placement(&key, now_ns);
-                }
+            let due = self.retries.iter().filter_map(|(retry, (due, _))| match retry {
+                Retry::Fetch(id) if now_ns >= *due => Some(id.clone()),
+                _ => None,
+            });
+            self.stirred.extend(due);
+            self.go_on(now_ns);
+            // Who waited for what was given up in this step is looked at again.
+            if self.placements.values().any(Placement::is_gone) {
+                let waiting = self.placements.iter().filter(|(_, placement)| placement.is_in_conflict());
+                self.stirred.extend(waiting.map(|((id, _), _)| id.clone()).collect::<Vec<_>>());
+                self.go_on(now_ns);
             }
         }
         self.tell()?;
         Ok(std::mem::take(&mut self.step))
+    }
+
+    /// Places what is to be placed, and takes the next step of every placement that has one.
+    fn go_on(&mut self, now_ns: u64) {
+        for id in std::mem::take(&mut self.stirred) {
+            self.place(&id, now_ns);
+        }
+        let keys: Vec<PlacementKey> =
+            self.placements.iter().filter(|(_, p)| !self.settled(p)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            // What only waits for a free place looks again when a job has ended.
+            if self.running.len() < JOBS || !self.waits(&key) {
+                self.step_placement(&key, now_ns);
+            }
+        }
     }
 
     /// Resolves where a deployment goes, and fetches its components.
@@ -453,7 +479,17 @@ impl Reconciler {
         let parts = ready.map(|ready| {
             ready.parts.iter().filter_map(|part| Some((part, self.works.get(&part.work)?.as_ref()))).collect()
         });
-        let look = Look { scope: &self.scope, devices: &self.devices, parts, chosen: &record.chosen, load: &load };
+        let begun = self.placements_of(id).any(|placement| !placement.leaving && placement.is_touched());
+        let held = if begun { BTreeMap::new() } else { self.held_by_others(id) };
+        let look = Look {
+            scope: &self.scope,
+            devices: &self.devices,
+            parts,
+            chosen: &record.chosen,
+            begun,
+            held: &held,
+            load: &load,
+        };
         match place(deployment.target.as_ref(), &look) {
             Placed::Later => {}
             Placed::Nowhere(error) => {
@@ -462,6 +498,19 @@ impl Reconciler {
             }
             Placed::On(paths) => self.settle_on(id, paths, ready.is_some()),
         }
+    }
+
+    /// What other deployments hold of each device, or will hold once they are brought to where they were placed.
+    fn held_by_others(&self, id: &DeploymentId) -> BTreeMap<DevicePath, BTreeSet<String>> {
+        let mut held: BTreeMap<DevicePath, BTreeSet<String>> = BTreeMap::new();
+        for placement in self.placements.values().filter(|placement| placement.deployment != *id) {
+            let ready = self.records.get(&placement.deployment).and_then(|record| record.ready.as_ref());
+            let coming = ready.filter(|_| !placement.leaving).into_iter().flat_map(|ready| &ready.parts);
+            let works = coming.map(|part| part.work).chain(placement.parts.iter().filter_map(Part::in_force));
+            let claims = works.filter_map(|work| self.works.get(&work)).flat_map(|work| work.claims());
+            held.entry(placement.path.clone()).or_default().extend(claims);
+        }
+        held
     }
 
     fn fetch(&mut self, id: &DeploymentId, digest: Digest, deployment: &Arc<Deployment>, now_ns: u64) {
@@ -504,7 +553,12 @@ impl Reconciler {
             let key = (id.clone(), path.clone());
             if !self.placements.contains_key(&key) {
                 let device = self.devices.get(path).and_then(|view| view.device.clone());
-                self.placements.insert(key.clone(), Placement::new(id.clone(), path.clone(), device));
+                let mut placement = Placement::new(id.clone(), path.clone(), device);
+                // To the fleet manager of an opaque gateway it is the same device as before.
+                if let Some(before) = self.placements_of(id).next().filter(|_| self.scope.opaque) {
+                    (placement.begun, placement.told) = (before.begun.clone(), before.told);
+                }
+                self.placements.insert(key.clone(), placement);
                 self.changed.insert(key);
             }
         }

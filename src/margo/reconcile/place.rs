@@ -107,6 +107,10 @@ pub(super) struct Look<'a> {
     pub parts: Option<Vec<(&'a ReadyPart, &'a Work)>>,
     /// Devices that were chosen before.
     pub chosen: &'a [DevicePath],
+    /// Whether something was begun there already.
+    pub begun: bool,
+    /// What other deployments hold of devices, or are about to.
+    pub held: &'a BTreeMap<DevicePath, BTreeSet<String>>,
     /// Deployments per device, for an even choice.
     pub load: &'a BTreeMap<DevicePath, usize>,
 }
@@ -143,12 +147,16 @@ fn choose(look: &Look<'_>, within: impl Fn(&DevicePath) -> bool, how: Wildcard) 
     if how == Wildcard::Every && !fitting.is_empty() {
         return Placed::On(fitting.into_keys().cloned().collect());
     }
-    // A choice stays: moving a workload because another device is idler now would undo it for nothing.
-    if let Some(kept) = look.chosen.iter().find(|path| fitting.contains_key(path)) {
+    let ours: BTreeSet<String> = parts.iter().flat_map(|(_, work)| work.claims()).collect();
+    let taken = |path: &DevicePath| look.held.get(path).is_some_and(|held| !held.is_disjoint(&ours));
+    // A choice stays: moving a workload because another device is idler now would undo it for nothing. Only where another
+    // deployment stands in the way of one that has begun nothing, and does not elsewhere, is there something to gain.
+    let kept = look.chosen.iter().find(|path| fitting.contains_key(path));
+    if let Some(kept) = kept.filter(|kept| look.begun || !taken(kept) || fitting.keys().all(|path| taken(path))) {
         return Placed::On([kept.clone()].into());
     }
     let load = |path: &DevicePath| look.load.get(path).copied().unwrap_or(0);
-    let best = fitting.iter().min_by_key(|(path, view)| (!view.reachable, load(path), *path));
+    let best = fitting.iter().min_by_key(|(path, view)| (taken(path), !view.reachable, load(path), *path));
     match best {
         Some((path, _)) => Placed::On([(*path).clone()].into()),
         None => Placed::Nowhere(StatusError::of(

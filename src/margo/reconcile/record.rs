@@ -13,6 +13,8 @@ use crate::model::DeviceId;
 pub const RECORDS: &str = "deployment/";
 /// Prefix of the placements' keys.
 pub const PLACEMENTS: &str = "placement/";
+/// Code of what another deployment holds already.
+pub(super) const CONFLICT: &str = "conflict";
 
 /// One deployment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +35,9 @@ pub struct Record {
     pub chosen: Vec<DevicePath>,
     /// Device of the last report about the deployment itself, and that report's digest.
     pub told: Option<(Option<DevicePath>, Digest)>,
+    /// A fleet manager of before deployed it, and the one of now does not know it: nothing is told of it.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// Components that were fetched, with their parameters bound.
@@ -140,6 +145,16 @@ impl Placement {
             attempts: 0,
             told: None,
         }
+    }
+
+    /// Whether something was done to the device, or is being done.
+    pub(super) fn is_touched(&self) -> bool {
+        self.parts.iter().any(|part| part.order.is_some() || part.in_force().is_some())
+    }
+
+    /// Whether it waits for another deployment to give up what it needs.
+    pub(super) fn is_in_conflict(&self) -> bool {
+        self.parts.iter().any(|part| part.error.as_ref().is_some_and(|error| error.code == CONFLICT))
     }
 
     /// Key in the storage.

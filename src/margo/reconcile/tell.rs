@@ -16,7 +16,9 @@ impl Reconciler {
             let Some(record) = self.records.get(&placement.deployment) else { continue };
             let status = report::of_placement(record, &placement, self.status_device(&placement.path), self.head);
             let digest = report::digest(&status);
-            if placement.told != Some(digest) && !record.names.is_empty() {
+            // An opaque gateway is one device: where it took a deployment away is not told beside where it brought it.
+            let moved = self.scope.opaque && placement.leaving && self.placements_of(&record.id).any(|p| !p.leaving);
+            if placement.told != Some(digest) && !record.names.is_empty() && !record.foreign && !moved {
                 placement.told = Some(digest);
                 self.push(status)?;
             }
@@ -46,7 +48,7 @@ impl Reconciler {
         };
         let Some(mut record) = self.records.remove(id) else { return Ok(()) };
         let (alone, status) = self.record_status(&record, device);
-        if let Some(status) = status {
+        if let Some(status) = status.filter(|_| !record.foreign) {
             let digest = report::digest(&status);
             if record.told.as_ref().is_none_or(|(_, told)| *told != digest) {
                 record.told = Some((status.device.clone(), digest));

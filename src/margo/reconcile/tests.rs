@@ -1,7 +1,9 @@
 //! The reconciler against a plant that remembers what it was told, killed between any two steps.
 
+mod choice;
 mod engine;
 mod hardware;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 
