@@ -12,8 +12,8 @@
 //!
 //! **Form.** The cores are Sans-IO; sockets, files and time stand in thin shells round them.
 //!
-//! **Limits.** 10,000 deployments, one request to the fleet manager at a time, eight jobs on devices at a time. `compose` and
-//! `helm` are refused in words: this gateway hosts no containers.
+//! **Limits.** 10,000 deployments, one request to the fleet manager at a time, eight jobs on devices at a time. `helm` is
+//! refused in words, and so is `compose` where no host has a container engine ([`host`]).
 //!
 //! **Must not** know device management, drivers or the store: `app` implements [`plant::Plant`] and [`storage::Storage`].
 
@@ -24,6 +24,7 @@ pub mod component;
 pub mod config;
 pub mod deployment;
 pub mod desired;
+pub mod host;
 pub mod http;
 pub mod identity;
 pub mod outbox;
@@ -34,3 +35,4 @@ pub mod schema;
 pub mod storage;
 pub mod survey;
 pub mod words;
+pub mod yaml;

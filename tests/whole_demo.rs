@@ -140,3 +140,47 @@ fn a_command_acts_in_the_plant_and_is_answered_once() {
     assert_eq!(refused["outcome"], "REJECTED", "{refused}");
     assert_eq!(bench.plant.signal("control.start_level"), Some(Signal::Number(2.75)));
 }
+
+/// What a page on loopback answers, as JSON.
+#[cfg(all(feature = "demo", feature = "margo"))]
+fn fetch(address: &str, path: &str) -> Option<Value> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+}
+
+/// The command of the README with everything that it can show; it has the plant's usual ports.
+#[cfg(all(feature = "demo", feature = "margo"))]
+#[test]
+fn the_demo_shows_values_and_a_fleet_manager_that_sees_and_reaches_the_devices() {
+    let (folder, port) = (temp_dir(), free_port());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fieldgate"));
+    command.arg("demo").arg("--margo").arg("--directory").arg(folder.path()).arg("--port").arg(port.to_string());
+    let mut demo = Child::spawn("fieldgate demo", command);
+    let line = demo.wait_for("the page's address", SOON, |line| line.starts_with("The fleet manager sees"));
+    let page = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address").to_owned();
+    // Some devices of the plant are slow, or out of service at times.
+    let unread = |line: &str| line.split_once("points in all (")?.1.split(' ').next()?.parse::<usize>().ok();
+    demo.wait_for("nearly every point read", SOON, |line| unread(line).is_some_and(|unread| unread < 30));
+    let points = Subscriber::start(port, "fieldgate/v1/demo/devices/+/points/#", &[]);
+    points.wait_for("a value", SOON, |_| true);
+
+    let state = |what: &str, look: &dyn Fn(&Value) -> bool| {
+        support::eventually(what, SOON * 2, || fetch(&page, "/api/state").filter(look))
+    };
+    state("the gateway and its eight devices", &|state| {
+        state["records"]["devices"].as_object().is_some_and(|all| all.len() == 9)
+    });
+    let ended = |state: &Value, wanted: &str| {
+        let all = state["latest"].as_object().into_iter().flatten();
+        all.filter(|(_, told)| told[0]["body"]["status"]["state"] == wanted).count()
+    };
+    state("two deployments in force, and one that cannot be", &|state| {
+        (ended(state, "installed"), ended(state, "failed")) == (2, 1)
+    });
+    demo.signal(rustix::process::Signal::INT);
+    assert!(demo.wait(SOON).success(), "{:?}", demo.lines().iter().rev().take(20).collect::<Vec<_>>());
+}

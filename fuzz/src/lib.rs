@@ -38,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config_list", run: config_list, seeds: config_lists, cost: 40 },
     Target { name: "admin_line", run: admin_line, seeds: admin_lines, cost: 1 },
     Target { name: "margo_desired", run: margo::desired::fuzz::fuzz_desired, seeds: margo_desired, cost: 4 },
+    Target { name: "margo_compose", run: margo::component::compose::fuzz_compose, seeds: margo_compose, cost: 8 },
 ];
 
 /// Feeds one input to the target of this name.
@@ -237,6 +238,15 @@ fn admin_lines() -> Vec<Vec<u8>> {
     ]
     .map(|t| t.into())
     .to_vec()
+}
+
+fn margo_compose() -> Vec<Vec<u8>> {
+    let plain = "services:\n  web:\n    image: a\n    environment: {NAME: '${NAME}'}\n    volumes: ['./a:/a', {type: bind, source: /, target: /b}]\n    privileged: yes\nvolumes: {data: {driver_opts: {device: /}}}\n";
+    let merged = "x-a: &a {restart: always, deploy: {resources: {limits: {cpus: '1'}}}}\nservices: {web: {<<: *a, image: b, security_opt: [a:b]}}\n";
+    // A gzipped tar with `web/compose.yaml`.
+    let archive = "1f8b08000000000002032b4f4dd24fcecf2dc82f4ed5ab4ccccd61a001300002331313300d04e8b48181b111820d12373434303163503060a003282d2e492c025acf303241716a515966726ab1954275221067e626a6a75a2924d5d672318c8251300a46c12818c60000baef1a3800080000";
+    let octet = |pair: usize| u8::from_str_radix(&archive[pair..pair + 2], 16).unwrap_or(0);
+    vec![plain.into(), merged.into(), (0..archive.len()).step_by(2).map(octet).collect()]
 }
 
 fn margo_desired() -> Vec<Vec<u8>> {

@@ -3,17 +3,19 @@
 //!
 //! Children are the devices that were approved and belong to this gateway. One that is out of service, shows another identity
 //! or is about to be handed over stays one, and counts as unreachable. Recipes are commands ([`recipe`]), configurations are
-//! versions of `config/desired` ([`configuration`]), and firmware is offered at the firmware desk and approved by its
-//! deployment ([`firmware`]).
+//! versions of `config/desired` ([`configuration`]), firmware is offered at the firmware desk and approved by its
+//! deployment ([`firmware`]), and Compose projects are brought up at container engines ([`compose`]).
 
 mod clients;
+mod compose;
 mod configuration;
 mod firmware;
 mod recipe;
 mod state;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
@@ -64,13 +66,15 @@ struct GatewayPlant {
     ground: Ground,
     /// Where images of firmware lie.
     images: PathBuf,
+    /// The container engines of hosts.
+    engines: Arc<compose::Engines>,
     /// What the inventory was made of last.
     seen: Mutex<Seen>,
 }
 
-/// Changes of the registry, and of what is known of devices.
+/// Changes of the registry, of what is known of devices, and of what is gone from container engines.
 #[derive(Debug, Clone)]
-struct Seen(watch::Receiver<u64>, watch::Receiver<u64>);
+struct Seen(watch::Receiver<u64>, watch::Receiver<u64>, watch::Receiver<BTreeMap<Option<DeviceId>, BTreeSet<String>>>);
 
 /// One device as the registry has it: who was approved, so that neither a restart nor a stranger at its address changes what
 /// the fleet manager is told.
@@ -92,6 +96,7 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
             firmware: false,
         },
         reachable: record.state == State::Active,
+        lost: BTreeSet::new(),
     }
 }
 
@@ -99,10 +104,11 @@ impl Plant for GatewayPlant {
     async fn inventory(&self) -> Option<Inventory> {
         {
             let mut seen = self.seen();
-            let Seen(registry, devices) = &mut *seen;
+            let Seen(registry, devices, engines) = &mut *seen;
             // What changes from here on is a change since this inventory.
             registry.mark_unchanged();
             devices.mark_unchanged();
+            engines.mark_unchanged();
         }
         let held = self.ground.management.look(|core| {
             let life = core.lifecycle();
@@ -114,18 +120,21 @@ impl Plant for GatewayPlant {
             for child in &mut children {
                 child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
                 child.functions.firmware = self.ground.fleet.firmware(&child.id).is_ok();
+                child.lost = self.engines.lost(Some(&child.id));
             }
         });
         let stays = |id: &str| children.binary_search_by(|child| child.id.as_str().cmp(id)).is_ok();
         firmware::sweep(&self.ground.store, stays).await;
-        Some(Inventory { gateway: Identity::default(), functions: Functions::default(), children })
+        let lost = self.engines.lost(None);
+        Some(Inventory { gateway: Identity::default(), functions: Functions::default(), lost, children })
     }
 
     async fn changed(&self) {
-        let Seen(mut registry, mut devices) = self.seen().clone();
+        let Seen(mut registry, mut devices, mut engines) = self.seen().clone();
         let gone = tokio::select! {
             changed = registry.changed() => changed.is_err(),
             changed = devices.changed() => changed.is_err(),
+            changed = engines.changed() => changed.is_err(),
         };
         if gone {
             // The gateway stops: there is no news any more.
@@ -135,45 +144,52 @@ impl Plant for GatewayPlant {
     }
 
     async fn before(&self, device: Option<&DeviceId>, work: &Work) -> Result<Before, Refusal> {
-        let device = device.ok_or_else(not_for_the_gateway)?;
-        if !self.answers_now(device) {
+        if let Some(device) = device.filter(|device| !self.answers_now(device)) {
             return Err(unreachable(device));
         }
-        let values = match work {
-            Work::Configuration { .. } => return configuration::before(&self.ground.management, device).await,
-            Work::Firmware { .. } => return self.firmware_ways(device).before(),
-            Work::Recipe { values } => values,
-        };
-        self.recipe_ways(device, "").before(values)
+        let named = || device.ok_or_else(not_for_the_gateway);
+        match work {
+            Work::Configuration { .. } => configuration::before(&self.ground.management, named()?).await,
+            Work::Firmware { .. } => self.firmware_ways(named()?).before(),
+            Work::Recipe { values } => self.recipe_ways(named()?, "").before(values),
+            Work::Compose(project) => self.engines.ways(device, &project.owner)?.before().await,
+        }
     }
 
     async fn carry_out(&self, order: Order) -> Result<(), Refusal> {
         let Order { key, device, actor, act } = order;
-        let device = device.ok_or_else(not_for_the_gateway)?;
+        let named = || device.as_ref().ok_or_else(not_for_the_gateway);
         match act {
             Act::Apply { work: Work::Configuration { document }, .. } => {
-                let applied = configuration::apply(&self.ground.management, &key, &device, &actor, document).await;
+                let device = named()?;
+                let applied = configuration::apply(&self.ground.management, &key, device, &actor, document).await;
                 // Who fell silent in the middle of it proved nothing, neither good nor bad.
-                applied.map_err(|refusal| match self.answers_now(&device) {
+                applied.map_err(|refusal| match self.answers_now(device) {
                     false if refusal.code == configuration::NOT_PROVEN => Refusal { unreachable: true, ..refusal },
                     _ => refusal,
                 })
             }
             Act::Undo { work: Work::Configuration { .. }, before } => {
-                configuration::undo(&self.ground.management, &key, &device, &actor, &before).await
+                configuration::undo(&self.ground.management, &key, named()?, &actor, &before).await
             }
             Act::Apply { work: Work::Recipe { values }, back } => {
-                self.recipe_ways(&device, &actor).apply(&key, values, &back).await
+                self.recipe_ways(named()?, &actor).apply(&key, values, &back).await
             }
             Act::Undo { work: Work::Recipe { .. }, before } => {
-                self.recipe_ways(&device, &actor).undo(&key, before).await
+                self.recipe_ways(named()?, &actor).undo(&key, before).await
             }
             Act::Apply { work: Work::Firmware { image, manifest, .. }, .. } => {
                 let wanted = firmware::Wanted { key: &key, actor: &actor, image, cache: &self.images, manifest };
-                self.firmware_ways(&device).apply(wanted).await
+                self.firmware_ways(named()?).apply(wanted).await
             }
             Act::Undo { work: Work::Firmware { .. }, before } => {
-                self.firmware_ways(&device).undo(&actor, &before).await
+                self.firmware_ways(named()?).undo(&actor, &before).await
+            }
+            Act::Apply { work: Work::Compose(project), .. } => {
+                self.engines.ways(device.as_ref(), &project.owner)?.apply(&key, &project).await
+            }
+            Act::Undo { work: Work::Compose(project), .. } => {
+                self.engines.ways(device.as_ref(), &project.owner)?.undo(&project.owner).await
             }
         }
     }
@@ -184,9 +200,9 @@ impl Plant for GatewayPlant {
 }
 
 impl GatewayPlant {
-    fn new(ground: Ground, images: PathBuf) -> Self {
-        let seen = Mutex::new(Seen(ground.management.changes(), ground.latest.changes()));
-        Self { ground, images, seen }
+    fn new(ground: Ground, images: PathBuf, engines: Arc<compose::Engines>) -> Self {
+        let seen = Mutex::new(Seen(ground.management.changes(), ground.latest.changes(), engines.changes()));
+        Self { ground, images, engines, seen }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -210,7 +226,7 @@ impl GatewayPlant {
 }
 
 fn not_for_the_gateway() -> Refusal {
-    Refusal::new("not-supported", "nothing is deployed to the gateway itself")
+    Refusal::new("not-supported", "only Compose projects are deployed to the gateway itself")
 }
 
 fn unreachable(device: &DeviceId) -> Refusal {

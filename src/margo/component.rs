@@ -1,6 +1,7 @@
-//! What a `custom` component is here: an OCI artifact with a device configuration, a recipe or firmware.
+//! What a component is here: an OCI artifact. A `custom` one is a device configuration, a recipe or firmware; a `compose` one is
+//! a Compose project ([`compose`]).
 //!
-//! # Form of the artifact
+//! # Form of a `custom` artifact
 //! An OCI image manifest with exactly one payload layer, whose media type says what it is:
 //!
 //! | media type of the layer | content | at most |
@@ -14,7 +15,8 @@
 //!
 //! # Parameters
 //! The pointer of a parameter is a JSON pointer (RFC 6901) into the payload; what it points at must be there, but for a new
-//! member of an object. In a recipe `/values/<point>` is the value of that point. Firmware takes none.
+//! member of an object. In a recipe `/values/<point>` is the value of that point. Firmware takes none. For a Compose project
+//! it is the name of a variable.
 //!
 //! **Promise.** Everything is fetched by digest: a tag is resolved once per revision of a deployment, and what it meant
 //! then counts. What does not fit its digest is refused. [`Work::digest`] names the effect: two revisions of a deployment
@@ -22,6 +24,7 @@
 //!
 //! **Must not** run anything, or write outside its cache directory.
 
+pub mod compose;
 mod format;
 mod oci;
 mod parameters;
@@ -36,6 +39,7 @@ pub use parameters::{ParameterError, bind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::deployment::Profile;
 use super::words::Digest;
 
 /// What a component does to a device, with its parameters bound.
@@ -61,6 +65,8 @@ pub enum Work {
         /// Its signed manifest.
         manifest: String,
     },
+    /// A Compose project.
+    Compose(Box<compose::Project>),
 }
 
 /// One value of a recipe.
@@ -86,12 +92,21 @@ impl Work {
             Self::Configuration { .. } => "a configuration",
             Self::Recipe { .. } => "a recipe",
             Self::Firmware { .. } => "firmware",
+            Self::Compose(_) => "a Compose project",
+        }
+    }
+
+    /// The kind of deployments that it is for.
+    pub const fn profile(&self) -> Profile {
+        match self {
+            Self::Configuration { .. } | Self::Recipe { .. } | Self::Firmware { .. } => Profile::Custom,
+            Self::Compose(_) => Profile::Compose,
         }
     }
 
     /// Whether it is gone when the hardware is exchanged.
     pub const fn lies_in_hardware(&self) -> bool {
-        matches!(self, Self::Recipe { .. } | Self::Firmware { .. })
+        matches!(self, Self::Recipe { .. } | Self::Firmware { .. } | Self::Compose(_))
     }
 
     /// What two deployments must not both hold of one device: the configuration, the firmware, or a point.
@@ -100,6 +115,8 @@ impl Work {
             Self::Configuration { .. } => vec!["its configuration".to_owned()],
             Self::Firmware { .. } => vec!["its firmware".to_owned()],
             Self::Recipe { values } => values.iter().map(|value| format!("its point {}", value.point)).collect(),
+            // Each is a project of its own; ports are the engine's to give.
+            Self::Compose(_) => Vec::new(),
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::api::Base;
 use super::capabilities::Hosting;
 use super::component::SourceConfig;
+use super::host::ContainerEngine;
 use super::identity::{BundleSource, IdentityFiles, TlsVersions};
 use super::plant::Functions;
 use super::polling::Polling;
@@ -60,6 +61,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// Where Compose projects lie.
+    pub fn projects(&self) -> PathBuf {
+        self.directory.join("compose")
+    }
+
     /// Where images of firmware lie until a device has taken them.
     pub fn images(&self) -> PathBuf {
         self.directory.join("firmware")
@@ -85,6 +91,8 @@ pub struct Details {
     pub delegate: Option<Functions>,
     /// Resources, for a device that hosts workloads.
     pub hosting: Option<Hosting>,
+    /// Its container engine, for one that takes `compose` deployments.
+    pub engine: Option<ContainerEngine>,
 }
 
 /// All settings.

@@ -1,6 +1,6 @@
 //! An ApplicationDeployment: what is to run where, with which parameters.
 //!
-//! The YAML is read within a budget (events, depth, aliases, bytes), so that a document cannot cost more than it weighs.
+//! The YAML is read within a budget ([`super::yaml`]), so that a document cannot cost more than it weighs.
 //! Unknown fields are let pass; versions that YAML takes for numbers are read as the texts that they are.
 
 use std::time::Duration;
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::api::MAX_DEPLOYMENT;
 use super::words::{DeploymentId, Target, WordError};
+use super::yaml::{self, Zeros};
 
 /// Most components and parameters.
 const MAX_PARTS: usize = 100;
@@ -37,7 +38,7 @@ pub enum DeploymentError {
 pub enum Profile {
     /// Helm charts (older: `helm.v3`).
     Helm,
-    /// Compose files.
+    /// Compose files (drafts: `compose.v1`).
     Compose,
     /// What the supplier and the device agree on; here: see [`super::component`].
     Custom,
@@ -138,7 +139,7 @@ impl Deployment {
             profile: match text(&profile["type"]).as_str() {
                 "" => return Err(wrong("spec.deploymentProfile.type", "is missing")),
                 "helm" | "helm.v3" => Profile::Helm,
-                "compose" => Profile::Compose,
+                "compose" | "compose.v1" => Profile::Compose,
                 "custom" => Profile::Custom,
                 other => Profile::Other(other.to_owned()),
             },
@@ -164,28 +165,7 @@ fn wrong(field: &str, reason: impl Into<String>) -> DeploymentError {
 }
 
 fn yaml(bytes: &[u8]) -> Result<Value, DeploymentError> {
-    if bytes.len() > MAX_DEPLOYMENT {
-        return Err(DeploymentError::Yaml(format!("it has {} bytes", bytes.len())));
-    }
-    let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_events: 50_000,
-            max_nodes: 25_000,
-            max_aliases: 200,
-            max_anchors: 100,
-            max_depth: 32,
-            flow_nesting_limit: 32,
-            max_documents: 1,
-            max_total_scalar_bytes: MAX_DEPLOYMENT,
-            max_recorded_anchor_events: 20_000,
-            max_merge_keys: 50,
-        },
-        with_snippet: false,
-    };
-    serde_saphyr::from_slice_with_options(bytes, options).map_err(|error| {
-        let text: String = error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-        DeploymentError::Yaml(text)
-    })
+    yaml::read(bytes, MAX_DEPLOYMENT, Zeros::Decimal).map_err(DeploymentError::Yaml)
 }
 
 fn id(root: &Value) -> Result<DeploymentId, DeploymentError> {

@@ -23,6 +23,7 @@ mod manifest;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bundle::Limited;
 pub use bundle::{BundleError, MAX_UNPACKED, unpack};
 pub use fetch::{AcceptError, Accepted, Exchange, ExchangeError, Polled, poll};
 pub use head::{Head, HeadStore};

@@ -1,6 +1,6 @@
 //! What the client needs of the gateway that it speaks for. The app implements [`Plant`] on device management.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -49,6 +49,8 @@ pub struct Child {
     pub functions: Functions,
     /// Whether it answers now.
     pub reachable: bool,
+    /// Compose projects ([`super::component::compose::Project::owner`]) of which the containers are gone.
+    pub lost: BTreeSet<String>,
 }
 
 /// The gateway and its approved devices.
@@ -58,6 +60,8 @@ pub struct Inventory {
     pub gateway: Identity,
     /// What the gateway itself can take.
     pub functions: Functions,
+    /// Compose projects of the gateway itself of which the containers are gone.
+    pub lost: BTreeSet<String>,
     /// Sorted by id.
     pub children: Vec<Child>,
 }
@@ -116,6 +120,9 @@ pub struct Refusal {
     pub message: String,
     /// The device did not answer: it is tried again when it does.
     pub unreachable: bool,
+    /// It may pass by itself: it is tried again, after a while.
+    #[serde(default)]
+    pub passing: bool,
     /// The device is as it was before the order: there is nothing to undo.
     #[serde(default)]
     pub untouched: bool,
@@ -124,7 +131,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal that stays one.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), unreachable: false, untouched: false }
+        Self { code: code.to_owned(), message: message.into(), unreachable: false, passing: false, untouched: false }
     }
 }
 

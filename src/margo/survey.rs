@@ -1,6 +1,6 @@
 //! The plant's inventory as the fleet manager sees it: what is reported, and where deployments may go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -45,6 +45,7 @@ pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory
     let children = paths(config, &scope.top, only, &inventory.children);
     let gateway = only.is_none().then(|| {
         let view = view(&inventory.gateway, inventory.functions, &config.gateway, config.delegate);
+        let view = DeviceView { lost: inventory.lost.clone(), ..view };
         survey.places.insert(scope.top.clone(), view);
         capabilities(scope.top.clone(), &inventory.gateway, &config.gateway)
     });
@@ -56,6 +57,7 @@ pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory
             hardware: child.hardware.clone(),
             protocol: child.protocol.clone(),
             reachable: child.reachable,
+            lost: child.lost.clone(),
             ..view(&child.identity, child.functions, details, config.delegate)
         };
         survey.report.push(with_registry(capabilities(path.clone(), &child.identity, details), child, view.functions));
@@ -119,6 +121,8 @@ fn view(identity: &Identity, able: Functions, details: &Details, default: Functi
         functions,
         able,
         reachable: true,
+        engine: details.engine.as_ref().map(|engine| engine.allowed.clone()),
+        lost: BTreeSet::new(),
     }
 }
 

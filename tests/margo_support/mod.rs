@@ -20,7 +20,7 @@ pub const DAY: Duration = Duration::from_secs(86_400);
 pub const POINT: &str = "[[points]]\nid = \"setpoint\"\ntable = \"holding\"\naddress = 10\naccess = \"read-write\"\n";
 
 /// Layers with their media types as version 1.0 of an artifact in the site's directory.
-pub fn artifact(site: &Site, name: &str, layers: &[(&str, &str)]) {
+pub fn artifact<B: AsRef<[u8]>>(site: &Site, name: &str, layers: &[(&str, B)]) {
     margo::artifact(site, name, "1.0", layers, &json!({}));
 }
 

@@ -1,7 +1,7 @@
 //! **A client in this process against the simulated fleet manager**: a plant that takes everything, artifacts in a directory.
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -53,6 +53,7 @@ impl Site {
             protocol: "modbus-tcp".into(),
             functions: Functions { recipe: true, ..Functions::default() },
             reachable: true,
+            lost: BTreeSet::new(),
         };
         let site = Self::default();
         *site.children.lock().unwrap() = names.iter().map(child).collect();

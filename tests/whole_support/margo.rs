@@ -15,23 +15,21 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 const LIFE: Duration = Duration::from_secs(86_400);
 
 /// Puts layers with their media types into the site's directory of artifacts, as `oci://registry.example/{name}` with a tag.
-pub fn artifact(site: &Site, name: &str, tag: &str, layers: &[(&str, &str)], annotations: &Value) {
-    let digest = |text: &str| Digest::of(text.as_bytes());
-    let described =
-        |kind: &str, text: &str| json!({ "mediaType": kind, "digest": digest(text).to_string(), "size": text.len() });
-    let listed: Vec<_> = layers.iter().map(|(kind, text)| described(kind, text)).collect();
-    let empty = described("application/vnd.oci.empty.v1+json", "{}");
+pub fn artifact<B: AsRef<[u8]>>(site: &Site, name: &str, tag: &str, layers: &[(&str, B)], annotations: &Value) {
+    let described = |kind: &str, bytes: &[u8]| json!({ "mediaType": kind, "digest": Digest::of(bytes).to_string(), "size": bytes.len() });
+    let listed: Vec<_> = layers.iter().map(|(kind, bytes)| described(kind, bytes.as_ref())).collect();
+    let empty = described("application/vnd.oci.empty.v1+json", b"{}");
     let manifest =
         json!({ "schemaVersion": 2, "config": empty, "layers": listed, "annotations": annotations }).to_string();
     let layout = format!("artifacts/registry.example/{name}");
-    for text in layers.iter().map(|(_, text)| *text).chain([manifest.as_str()]) {
-        site.write(&format!("{layout}/blobs/sha256/{}", digest(text).hex()), text);
+    for bytes in layers.iter().map(|(_, bytes)| bytes.as_ref()).chain([manifest.as_bytes()]) {
+        site.write_bytes(&format!("{layout}/blobs/sha256/{}", Digest::of(bytes).hex()), bytes);
     }
     let index = format!("{layout}/index.json");
     let known = std::fs::read_to_string(site.path().join(&index)).ok();
     let known: Option<Value> = known.and_then(|text| serde_json::from_str(&text).ok());
     let mut all = known.and_then(|index| index["manifests"].as_array().cloned()).unwrap_or_default();
-    let mut entry = described("application/vnd.oci.image.manifest.v1+json", &manifest);
+    let mut entry = described("application/vnd.oci.image.manifest.v1+json", manifest.as_bytes());
     entry["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
     all.push(entry);
     site.write(&index, &json!({ "schemaVersion": 2, "manifests": all }).to_string());

@@ -66,6 +66,11 @@ impl Site {
 
     /// Writes a file of the configuration.
     pub fn write(&self, name: &str, text: &str) {
+        self.write_bytes(name, text.as_bytes());
+    }
+
+    /// Writes a file that is no text.
+    pub fn write_bytes(&self, name: &str, text: &[u8]) {
         let path = self.folder.path().join(name);
         std::fs::create_dir_all(path.parent().expect("below the folder")).expect("writable");
         std::fs::write(path, text).expect("writable");

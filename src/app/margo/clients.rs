@@ -1,5 +1,6 @@
 //! The supervised tasks: one client, or one per device of a transparent gateway, and a file that says how each stands.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +8,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::compose::Engines;
 use super::state::StateStorage;
 use super::{GatewayPlant, Ground};
 use crate::app::supervisor::Supervisor;
 use crate::margo::client::{self, ClientStatus};
-use crate::margo::config::Config;
+use crate::margo::config::{Config, Member};
+use crate::margo::host::ContainerEngine;
+use crate::model::DeviceId;
 use crate::platform::clock::SharedClock;
 use crate::platform::durable::{Access as FileAccess, Disk};
 use crate::security::pki::BelievedTime;
@@ -25,9 +29,20 @@ pub fn start(supervisor: &mut Supervisor, config: &Config, ground: &Ground, cloc
     for member in config.members() {
         let prefix = member.only.as_ref().map(|device| format!("{device}/")).unwrap_or_default();
         let storage = StateStorage { store: ground.store.clone(), prefix };
-        let plant = Arc::new(GatewayPlant::new(ground.clone(), member.images()));
+        let engines = Engines::new(member.projects(), hosts(&config, &member));
+        let plant = Arc::new(GatewayPlant::new(ground.clone(), member.images(), engines.clone()));
         let (status, seen) = watch::channel(ClientStatus::default());
         let token = supervisor.token();
+        let watched = token.clone();
+        supervisor.spawn("margo engines", async move {
+            tokio::select! {
+                () = watched.cancelled() => {}
+                // It ends at once where there is no engine.
+                () = engines.watch() => {}
+            }
+            watched.cancelled().await;
+            Ok(())
+        });
         supervisor.spawn("margo status", keep_status(seen, member.directory.clone(), token.clone()));
         let (config, clock, time) = (config.clone(), clock.clone(), time.clone());
         supervisor.spawn_restarting("margo client", move || {
@@ -39,6 +54,15 @@ pub fn start(supervisor: &mut Supervisor, config: &Config, ground: &Ground, cloc
             }
         });
     }
+}
+
+/// The container engines of a client's hosts.
+fn hosts(config: &Config, member: &Member) -> BTreeMap<Option<DeviceId>, ContainerEngine> {
+    let is_own = |device: &DeviceId| member.only.as_ref().is_none_or(|only| only == device);
+    let devices = config.devices.iter().filter(|(device, _)| is_own(device));
+    let devices = devices.filter_map(|(device, details)| Some((Some(device.clone()), details.engine.clone()?)));
+    let gateway = config.gateway.engine.clone().filter(|_| member.only.is_none());
+    devices.chain(gateway.map(|engine| (None, engine))).collect()
 }
 
 /// Writes the status to a file, for the command line; at most once per second.

@@ -1,21 +1,19 @@
 //! Reads `[margo]`: the fleet manager that this gateway is a client of.
 
+mod details;
+mod engine;
+mod hosting;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-use serde_json::Value;
 
 use super::super::checked::{Est, Identity};
 use super::super::reader::Reader;
 use super::super::secret::path;
-use super::super::tree::{Item, Node};
-use super::super::value::{boolean, choice, host_port, id, line, millis, number};
+use super::super::tree::Item;
+use super::super::value::{boolean, choice, host_port, id, line, millis};
 use super::certificates;
 use crate::margo::api::Base;
-use crate::margo::capabilities::{
-    Architecture, Cpu, DeploymentType, Hosting, INTERFACES, Interface, PERIPHERALS, Peripheral, Runtime,
-    is_extension_name, is_label, parse_quantity,
-};
 use crate::margo::component::SourceConfig;
 use crate::margo::config::{Config, Details, Generation, Mode};
 use crate::margo::identity::{BundleSource, ClientName, FirstContact, IdentityFiles, TlsVersions, enrolment_directory};
@@ -24,6 +22,7 @@ use crate::margo::polling::{Polling, Window};
 use crate::margo::reconcile::Wildcard;
 use crate::margo::words::DevicePath;
 use crate::model::DeviceId;
+use details::{Whose, delegate, details};
 
 /// Longest common name (RFC 5280, ub-common-name).
 const MAX_COMMON_NAME: usize = 64;
@@ -69,7 +68,8 @@ pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<(Config, 
     let polling = polling(&section.section("polling", "margo.polling"));
     let source = artifacts(&section.section("artifacts", "margo.artifacts"));
     let delegate = delegate(&section.section("delegate", "margo.delegate"), Functions::default());
-    let gateway = section.table("gateway", "margo.gateway").map(|table| details(&table)).unwrap_or_default();
+    let gateway =
+        section.table("gateway", "margo.gateway").map(|table| details(&table, Whose::Gateway)).unwrap_or_default();
     let hosts = |details: &Details| details.hosting.is_some();
     if mode == Modes::Opaque && !hosts(&gateway) && !devices.values().any(hosts) {
         let text = "an opaque gateway without `hosting` ([margo.gateway.hosting] or that of a device) shows nothing that a \
@@ -231,14 +231,6 @@ fn artifacts(section: &Reader<'_>) -> SourceConfig {
     }
 }
 
-fn delegate(section: &Reader<'_>, default: Functions) -> Functions {
-    Functions {
-        configuration: section.or("configuration", default.configuration, boolean),
-        recipe: section.or("recipe", default.recipe, boolean),
-        firmware: section.or("firmware", default.firmware, boolean),
-    }
-}
-
 type Devices = (BTreeMap<DeviceId, Details>, BTreeMap<DeviceId, IdentityFiles>);
 
 fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
@@ -249,7 +241,7 @@ fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
         if parent.is_some() && parent == found {
             reader.error("parent", "a device is not behind itself; leave it out for one directly behind the gateway");
         }
-        let details = Details { parent, ..details(&reader) };
+        let details = Details { parent, ..details(&reader, Whose::Device) };
         let files = reader.optional("cert", path).zip(reader.optional("key", path));
         if reader.has("cert") != reader.has("key") {
             reader.error(if reader.has("cert") { "cert" } else { "key" }, "an identity needs both `cert` and `key`");
@@ -272,126 +264,6 @@ fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
         );
     }
     (all, identities)
-}
-
-fn details(reader: &Reader<'_>) -> Details {
-    let text = |key| reader.optional(key, line(200));
-    Details {
-        vendor: text("vendor"),
-        model: text("model"),
-        serial: text("serial"),
-        parent: None,
-        labels: named(reader, "labels", |_| true, is_label, "a text, number, boolean, or list of texts or of numbers"),
-        extensions: named(
-            reader,
-            "extensions",
-            is_extension_name,
-            Value::is_object,
-            "a table; its name is x-<name>-extensions",
-        ),
-        delegate: reader.table("delegate", "margo.delegate").map(|table| delegate(&table, Functions::default())),
-        hosting: reader.table("hosting", "margo.hosting").and_then(|table| hosting(&table)),
-    }
-}
-
-fn named(
-    reader: &Reader<'_>,
-    key: &'static str,
-    name_fits: impl Fn(&str) -> bool,
-    value_fits: impl Fn(&Value) -> bool,
-    help: &str,
-) -> BTreeMap<String, Value> {
-    let mut all = BTreeMap::new();
-    for (name, place, item) in reader.names(key) {
-        match json(item).filter(|value| value_fits(value) && name_fits(name)) {
-            Some(value) => drop(all.insert(name.to_owned(), value)),
-            None => reader.context.error(place, reader.key(key), format!("`{name}` must be {help}")),
-        }
-    }
-    all
-}
-
-fn json(item: &Item) -> Option<Value> {
-    Some(match &item.node {
-        Node::Text(text) | Node::Cell(text) => text.as_str().into(),
-        Node::Integer(number) => (*number).into(),
-        Node::Float(number) => serde_json::Number::from_f64(*number)?.into(),
-        Node::Bool(boolean) => (*boolean).into(),
-        Node::Other(_) => return None,
-        Node::List(items) => items.iter().map(json).collect::<Option<Vec<_>>>()?.into(),
-        Node::Table(table) => {
-            let entries = table.entries.iter().map(|(name, entry)| Some((name.clone(), json(&entry.item)?)));
-            Value::Object(entries.collect::<Option<_>>()?)
-        }
-    })
-}
-
-fn quantity(item: &Item) -> Result<String, String> {
-    let text = line(40)(item)?;
-    match parse_quantity(&text) {
-        Some(_) => Ok(text),
-        None => Err(format!("\"{text}\" is no quantity; write such as \"12Gi\" or \"512Mi\"")),
-    }
-}
-
-fn one_of(words: &'static [&'static str]) -> impl Fn(&Item) -> Result<String, String> {
-    move |item| {
-        let text = line(40)(item)?;
-        if words.contains(&text.as_str()) {
-            Ok(text)
-        } else {
-            Err(format!("\"{text}\" is none of {}", words.join(", ")))
-        }
-    }
-}
-
-fn hosting(section: &Reader<'_>) -> Option<Hosting> {
-    const ARCHITECTURES: &[(&str, Architecture)] =
-        &[("amd64", Architecture::Amd64), ("arm64", Architecture::Arm64), ("arm", Architecture::Arm)];
-    const RUNTIMES: &[(&str, Runtime)] = &[("oci", Runtime::Oci), ("custom", Runtime::Custom)];
-    const TYPES: &[(&str, DeploymentType)] =
-        &[("helm", DeploymentType::Helm), ("compose", DeploymentType::Compose), ("custom", DeploymentType::Custom)];
-    let cpus: Vec<Cpu> = section
-        .tables("cpu", "margo.hosting.cpu")
-        .iter()
-        .filter_map(|cpu| {
-            let cores = cpu.required("cores", "cores = 4", number).filter(|cores| *cores > 0.0);
-            let architecture = cpu.required("architecture", "architecture = \"amd64\"", choice(ARCHITECTURES));
-            Some(Cpu { cores: cores?, architecture: architecture? })
-        })
-        .collect();
-    let peripherals: Vec<Peripheral> = section
-        .tables("peripheral", "margo.hosting.peripheral")
-        .iter()
-        .filter_map(|peripheral| {
-            let text = |key| peripheral.optional(key, line(200));
-            let (manufacturer, model) = (text("manufacturer"), text("model"));
-            let kind = peripheral.required("type", "type = \"display\"", one_of(&PERIPHERALS))?;
-            Some(Peripheral { kind, manufacturer, model })
-        })
-        .collect();
-    let interfaces = section.list("interfaces", one_of(&INTERFACES)).unwrap_or_default();
-    let runtimes = section.list("runtimes", choice(RUNTIMES)).unwrap_or_default();
-    let deployment_types = section.list("deployment_types", choice(TYPES)).unwrap_or_default();
-    let (memory, storage) = (
-        section.required("memory", "memory = \"2Gi\"", quantity),
-        section.required("storage", "storage = \"8Gi\"", quantity),
-    );
-    if cpus.is_empty() || runtimes.is_empty() || deployment_types.is_empty() {
-        let text = "a device that hosts has at least one [[cpu]], `runtimes` and `deployment_types`";
-        section.context.error(&section.table.place, section.key("cpu"), text);
-        return None;
-    }
-    Some(Hosting {
-        cpus,
-        memory: memory?,
-        storage: storage?,
-        peripherals,
-        interfaces: interfaces.into_iter().map(|kind| Interface { kind }).collect(),
-        otel_collector: true,
-        runtimes,
-        deployment_types,
-    })
 }
 
 #[cfg(test)]

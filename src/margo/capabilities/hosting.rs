@@ -57,11 +57,10 @@ pub enum Runtime {
     Custom,
 }
 
-/// Kinds of deployments.
+/// Kinds of deployments that can be hosted here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum DeploymentType {
-    Helm,
     Compose,
     Custom,
 }
@@ -99,7 +98,6 @@ impl Hosting {
             Runtime::Custom => "custom",
         };
         let kind = |kind: &DeploymentType| match kind {
-            DeploymentType::Helm => "helm",
             DeploymentType::Compose => "compose",
             DeploymentType::Custom => "custom",
         };
@@ -144,11 +142,12 @@ impl Hosting {
             sum.otel_collector &= next.otel_collector;
             let runtimes = next.runtimes.iter().filter(|r| !sum.runtimes.contains(r)).copied().collect::<Vec<_>>();
             sum.runtimes.extend(runtimes);
-            // Only what everybody can take is promised: placement is ours, but a kind that one lacks must not land there.
-            sum.deployment_types.retain(|kind| next.deployment_types.contains(kind));
+            // Placement is ours: what one of them takes is brought to that one.
+            let kinds = next.deployment_types.iter().filter(|kind| !sum.deployment_types.contains(kind));
+            let kinds = kinds.copied().collect::<Vec<_>>();
+            sum.deployment_types.extend(kinds);
             Some(sum)
         })
-        .filter(|sum| !sum.deployment_types.is_empty())
     }
 }
 

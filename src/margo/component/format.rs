@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{PointValue, Work};
+use super::{PointValue, Work, compose};
 use crate::margo::words::{Digest, WordError};
 
 /// Media type of a device configuration.
@@ -22,6 +22,8 @@ pub const MAX_DOCUMENT: u64 = 64 << 10;
 pub const MAX_FIRMWARE: u64 = 512 << 20;
 /// Longest manifest.
 pub(super) const MAX_MANIFEST: usize = 256 << 10;
+/// Most files of a Compose project beside the first.
+const MAX_FURTHER: usize = 40;
 const FITS: &str = "dev.fieldgate.fits.";
 
 /// Why an artifact cannot be used.
@@ -94,6 +96,8 @@ pub struct Layer {
     pub digest: Digest,
     /// Bytes, as the manifest says; within the limit of its kind.
     pub size: u64,
+    /// What its annotations say of a file of a Compose project.
+    pub name: Option<String>,
 }
 
 /// The layers that count of an artifact.
@@ -103,6 +107,8 @@ pub struct Parts {
     pub payload: Layer,
     /// The manifest of a firmware.
     pub firmware: Option<Layer>,
+    /// Further files of a Compose project.
+    pub further: Vec<Layer>,
     /// From the annotations.
     pub fits: Fits,
 }
@@ -122,6 +128,8 @@ struct RawLayer {
     media_type: String,
     digest: String,
     size: u64,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// Reads the manifest of an artifact.
@@ -134,24 +142,38 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Parts, FormatError> {
         return Err(wrong(format!("it has {} bytes", bytes.len())));
     }
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
-    let (mut payload, mut firmware) = (None, None);
+    let (mut payload, mut firmware, mut further) = (None, None, Vec::new());
     for layer in raw.layers {
         let (slot, most) = match layer.media_type.as_str() {
             CONFIGURATION_TYPE | RECIPE_TYPE => (&mut payload, MAX_DOCUMENT),
             FIRMWARE_TYPE => (&mut payload, MAX_FIRMWARE),
             FIRMWARE_MANIFEST_TYPE => (&mut firmware, MAX_DOCUMENT),
-            _ => continue,
+            kind => match compose::limit(kind) {
+                Some(most) => (&mut payload, most),
+                None => continue,
+            },
         };
         if layer.size > most {
             return Err(FormatError::TooLong { kind: layer.media_type, size: layer.size, most });
         }
         let digest = Digest::new(&layer.digest)?;
-        if slot.replace(Layer { kind: layer.media_type, digest, size: layer.size }).is_some() {
-            return Err(wrong("it has more than one payload".to_owned()));
+        let annotations = layer.annotations.unwrap_or_default();
+        let name = match annotations.get(compose::EXTENDS).is_some_and(|extends| extends == "true") {
+            true => Some(compose::EXTENDS.to_owned()),
+            false => annotations.get(compose::ENV_FILE).cloned(),
+        };
+        let layer = Layer { kind: layer.media_type, digest, size: layer.size, name };
+        let is_file = |layer: &Layer| compose::limit(&layer.kind).is_some();
+        match slot {
+            None => *slot = Some(layer),
+            Some(first) if is_file(first) && is_file(&layer) && further.len() < MAX_FURTHER => further.push(layer),
+            Some(_) => return Err(wrong("it has more than one payload".to_owned())),
         }
     }
     let payload = payload.ok_or_else(|| {
-        wrong(format!("it has no layer of type {CONFIGURATION_TYPE}, {RECIPE_TYPE} or {FIRMWARE_TYPE}"))
+        let [archive, _] = compose::ARCHIVE_TYPES;
+        let custom = format!("{CONFIGURATION_TYPE}, {RECIPE_TYPE}, {FIRMWARE_TYPE}");
+        wrong(format!("it has no layer of type {custom}, {archive} or {}", compose::FILE_TYPE))
     })?;
     if (payload.kind == FIRMWARE_TYPE) != firmware.is_some() {
         return Err(wrong(format!("a firmware and a layer {FIRMWARE_MANIFEST_TYPE} come together or not at all")));
@@ -159,7 +181,7 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Parts, FormatError> {
     let annotations = raw.annotations.unwrap_or_default();
     let fit = |name: &str| annotations.get(&format!("{FITS}{name}")).cloned();
     let fits = Fits { vendor: fit("vendor"), model: fit("model"), protocol: fit("protocol") };
-    Ok(Parts { payload, firmware, fits })
+    Ok(Parts { payload, firmware, further, fits })
 }
 
 /// Makes work of a payload that is a document.

@@ -19,7 +19,7 @@ use registry::{Body, Pace, Registry};
 
 use super::format::{FIRMWARE_TYPE, FormatError, Layer, Parts, read_document, read_manifest};
 use super::parameters::{ParameterError, bind};
-use super::{Fetched, Work};
+use super::{Fetched, Work, compose};
 use crate::margo::deployment::{ComponentRef, Deployment};
 use crate::margo::words::Digest;
 use crate::platform::durable::{Access, Disk};
@@ -58,6 +58,18 @@ pub enum SourceError {
         component: String,
         /// Why not.
         reason: String,
+    },
+    /// Another kind of deployment.
+    #[error("component {component} is {what}, which a `{profile}` deployment cannot bring; it takes `{wanted}`")]
+    Profile {
+        /// Component.
+        component: String,
+        /// What it is.
+        what: &'static str,
+        /// Of the deployment.
+        profile: String,
+        /// What would do.
+        wanted: String,
     },
     /// Its parameters.
     #[error(transparent)]
@@ -142,7 +154,18 @@ impl Source {
         let mut all = Vec::with_capacity(deployment.components.len());
         for component in &deployment.components {
             let mut fetched = self.fetch(component).await?;
+            let (found, wanted) = (&deployment.profile, fetched.work.profile());
+            if *found != wanted {
+                let (profile, wanted) = (found.as_str().to_owned(), wanted.as_str().to_owned());
+                let (component, what) = (component.name.clone(), fetched.work.name());
+                return Err(SourceError::Profile { component, what, profile, wanted });
+            }
             fetched.work = bind(fetched.work, &component.name, &deployment.parameters)?;
+            if let Work::Compose(project) = &mut fetched.work {
+                project.owner = format!("{}/{}", deployment.id, component.name);
+                project.timeout_ms =
+                    component.timeout.map(|timeout| timeout.as_millis().try_into().unwrap_or(u64::MAX));
+            }
             all.push(fetched);
         }
         Ok(all)
@@ -172,8 +195,16 @@ impl Source {
         let manifest = self.manifest(&reference).await.map_err(miss)?;
         let artifact = Digest::of(&manifest);
         let format = |error: FormatError| never(error.to_string());
-        let Parts { payload, firmware, fits } = read_manifest(&manifest).map_err(format)?;
+        let Parts { payload, firmware, further, fits } = read_manifest(&manifest).map_err(format)?;
         let work = match firmware {
+            None if compose::limit(&payload.kind).is_some() => {
+                let mut layers = Vec::with_capacity(further.len() + 1);
+                for layer in std::iter::once(payload).chain(further) {
+                    let bytes = self.document(&reference, &layer).await.map_err(miss)?;
+                    layers.push((layer, bytes));
+                }
+                Work::Compose(Box::new(compose::read(&layers).map_err(format)?))
+            }
             None => {
                 let bytes = self.document(&reference, &payload).await.map_err(miss)?;
                 read_document(&payload.kind, &bytes).map_err(format)?

@@ -10,7 +10,7 @@ use crate::margo::deployment::Parameter;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
     /// Nothing is there.
-    #[error("parameter {name} points at {pointer:?} of component {component}, which is not there; {help}")]
+    #[error("parameter {name} points at {pointer:?} of component {component}, which is not possible; {help}")]
     Pointer {
         /// Parameter.
         name: String,
@@ -68,6 +68,7 @@ pub fn bind(mut work: Work, component: &str, parameters: &[Parameter]) -> Result
                     found.value = parameter.value.clone();
                 }
                 Work::Firmware { .. } => return Err(wrong("firmware takes no parameters")),
+                Work::Compose(project) => project.set(pointer, &parameter.value).map_err(wrong)?,
             }
         }
     }

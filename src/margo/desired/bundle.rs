@@ -42,9 +42,17 @@ pub enum BundleError {
 }
 
 /// Stops after a number of bytes, with an error instead of an end.
-struct Limited<R> {
+#[derive(Debug)]
+pub(crate) struct Limited<R> {
     inner: R,
     left: u64,
+}
+
+impl<R> Limited<R> {
+    /// At most `left` bytes of `inner`.
+    pub(crate) const fn new(inner: R, left: u64) -> Self {
+        Self { inner, left }
+    }
 }
 
 impl<R: Read> Read for Limited<R> {
@@ -75,8 +83,7 @@ pub fn unpack(
         open.entry(entry.artifact.digest).or_default().push(entry.id.clone());
     }
     let mut unpacked = BTreeMap::new();
-    let mut archive =
-        tar::Archive::new(Limited { inner: flate2::read::MultiGzDecoder::new(bytes), left: MAX_UNPACKED });
+    let mut archive = tar::Archive::new(Limited::new(flate2::read::MultiGzDecoder::new(bytes), MAX_UNPACKED));
     for file in archive.entries().map_err(form)? {
         let mut file = file.map_err(form)?;
         let Some(name) = name(&file)? else { continue };

@@ -33,13 +33,24 @@ impl Reconciler {
         });
         let rests = |part: &Part| part.order.is_none() && part.wanted.is_some() && !part.needs_work();
         let same = self.other_hardware(placement).is_none();
-        aligned && same && !placement.leaving && placement.parts.iter().all(rests)
+        let there = !placement.parts.iter().any(|part| self.is_lost(placement, part));
+        aligned && same && there && !placement.leaving && placement.parts.iter().all(rests)
     }
 
     /// The piece that is there now, if it is not the one that the parts were brought to.
     fn other_hardware(&self, placement: &Placement) -> Option<&str> {
         let found = self.devices.get(&placement.path)?.hardware.as_str();
         (!found.is_empty() && found != placement.hardware).then_some(found)
+    }
+
+    /// Whether the containers of a part that was installed are gone.
+    fn is_lost(&self, placement: &Placement, part: &Part) -> bool {
+        let lost = self.devices.get(&placement.path).map(|view| &view.lost).filter(|lost| !lost.is_empty());
+        let work = part.applied.and_then(|work| self.works.get(&work));
+        match (lost, work.map(AsRef::as_ref)) {
+            (Some(lost), Some(Work::Compose(project))) => lost.contains(&project.owner),
+            _ => false,
+        }
     }
 
     /// Whether a placement can do nothing without a job: it knows its components, and its device answers.
@@ -62,6 +73,7 @@ impl Reconciler {
         let before = placement.clone();
         self.align(&mut placement);
         self.follow_hardware(&mut placement);
+        self.follow_engine(&mut placement);
         if !self.is_busy(&placement.path) {
             self.next_act(key, &mut placement, now_ns);
         }
@@ -114,6 +126,21 @@ impl Reconciler {
             }
         }
         found.clone_into(&mut placement.hardware);
+    }
+
+    /// Containers that are gone from their engine are brought back, as into hardware that was replaced.
+    fn follow_engine(&self, placement: &mut Placement) {
+        if placement.leaving {
+            return;
+        }
+        for at in 0..placement.parts.len() {
+            let part = &placement.parts[at];
+            if part.order.is_none() && part.wanted.is_some() && self.is_lost(placement, part) {
+                let part = &mut placement.parts[at];
+                part.touched = part.applied.take();
+                part.is_now(State::Pending);
+            }
+        }
     }
 
     fn next_act(&mut self, key: &PlacementKey, placement: &mut Placement, now_ns: u64) {
@@ -293,6 +320,12 @@ impl Reconciler {
                     (part.applied, part.touched) = (part.wanted, None);
                     part.is_now(State::Installed);
                     keep_only_written(part, &works);
+                    if let Some(Work::Compose(project)) =
+                        part.applied.and_then(|work| works.get(&work)).map(AsRef::as_ref)
+                        && let Some(view) = self.devices.get_mut(&key.1)
+                    {
+                        view.lost.remove(&project.owner);
+                    }
                     self.forget_retry(&Retry::Part(key.clone(), name.to_owned()));
                 }
                 Err(refusal) => {
@@ -315,10 +348,11 @@ impl Reconciler {
                 (part.state, part.error) = (State::Removing, Some(StatusError::unreachable(&self.scope.top)));
             }
             (true, false) => part.wait(StatusError::unreachable(&self.scope.top)),
+            (false, false) if refusal.passing => part.wait(report::error(&key.1, &refusal.code, &refusal.message)),
             (false, _) => part.fail(report::error(&key.1, &refusal.code, &refusal.message)),
         }
         // An undo is tried again whatever it was: nobody can ask for it a second time.
-        if refusal.unreachable || undo {
+        if refusal.unreachable || refusal.passing || undo {
             self.later(Retry::Part(key.clone(), part.name.clone()), now_ns);
         }
     }

@@ -93,6 +93,8 @@ pub struct Reconciler {
     pub(super) running: BTreeMap<JobId, Running>,
     next_job: JobId,
     retries: BTreeMap<Retry, (u64, Backoff)>,
+    /// Deployments whose components cannot be used. Not durable: after a restart other settings may let them pass.
+    refused: BTreeSet<DeploymentId>,
     /// Records to place again.
     stirred: BTreeSet<DeploymentId>,
     /// Placements and records that changed in this step.
@@ -143,6 +145,7 @@ impl Reconciler {
             running: BTreeMap::new(),
             next_job: 0,
             retries: BTreeMap::new(),
+            refused: BTreeSet::new(),
             stirred,
             changed: BTreeSet::new(),
             changed_records: BTreeSet::new(),
@@ -223,6 +226,7 @@ impl Reconciler {
             record.names = names;
         }
         self.retries.remove(&Retry::Fetch(id.clone()));
+        self.refused.remove(id);
         self.changed_records.insert(id.clone());
         self.change_all_of(id);
     }
@@ -373,6 +377,8 @@ impl Reconciler {
                 record.failed = Some(report::error(&self.scope.top, code, &why));
                 if transient {
                     self.later(Retry::Fetch(id.clone()), now_ns);
+                } else {
+                    self.refused.insert(id.clone());
                 }
             }
         }
@@ -451,9 +457,15 @@ impl Reconciler {
             // Its manifest was not given yet.
             None => return,
         };
-        if deployment.profile != Profile::Custom {
-            let why =
-                format!("this gateway runs no {} deployments; it takes `custom` ones", deployment.profile.as_str());
+        let has_engine = || self.devices.values().any(|view| view.engine.is_some());
+        let is_taken = match &deployment.profile {
+            Profile::Custom => true,
+            Profile::Compose => has_engine(),
+            Profile::Helm | Profile::Other(_) => false,
+        };
+        if !is_taken {
+            let more = if has_engine() { "`custom` and `compose`" } else { "`custom`" };
+            let why = format!("this gateway runs no {} deployments; it takes {more} ones", deployment.profile.as_str());
             return self.fail_record(id, fail("unsupported-profile", &why));
         }
         let ready = record.ready.as_ref().filter(|ready| ready.digest == wanted);
@@ -503,9 +515,7 @@ impl Reconciler {
 
     fn fetch(&mut self, id: &DeploymentId, digest: Digest, deployment: &Arc<Deployment>, now_ns: u64) {
         let asked = self.running.values().any(|job| *job == Running::Fetch(id.clone(), digest));
-        let refused = self.records.get(id).is_some_and(|record| record.failed.is_some())
-            && !self.retries.contains_key(&Retry::Fetch(id.clone()));
-        if !asked && !refused && self.may_try(&Retry::Fetch(id.clone()), now_ns) {
+        if !asked && !self.refused.contains(id) && self.may_try(&Retry::Fetch(id.clone()), now_ns) {
             self.begin(Running::Fetch(id.clone(), digest), Job::Fetch(deployment.clone()));
         }
     }

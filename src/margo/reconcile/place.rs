@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::record::ReadyPart;
 use crate::margo::api::StatusError;
 use crate::margo::component::Work;
+use crate::margo::component::compose::Allowed;
 use crate::margo::plant::{Functions, Identity};
 use crate::margo::words::{DevicePath, Digest, Target};
 use crate::model::DeviceId;
@@ -49,6 +50,10 @@ pub struct DeviceView {
     pub able: Functions,
     /// Whether it answers.
     pub reachable: bool,
+    /// What its container engine allows; `None` when it has none.
+    pub engine: Option<Allowed>,
+    /// Compose projects of which the containers are gone.
+    pub lost: BTreeSet<String>,
 }
 
 impl DeviceView {
@@ -58,6 +63,8 @@ impl DeviceView {
             Work::Configuration { .. } => functions.configuration,
             Work::Recipe { .. } => functions.recipe,
             Work::Firmware { .. } => functions.firmware,
+            // An engine is configured for nothing else.
+            Work::Compose(_) => self.engine.is_some(),
         };
         let (what, name) = (work.name(), &part.name);
         if !has(self.able) {
@@ -68,6 +75,11 @@ impl DeviceView {
                 "not-delegated",
                 format!("{name}: the gateway's configuration does not delegate {what} of this device to Margo"),
             ));
+        }
+        if let Work::Compose(project) = work
+            && let Some(need) = self.engine.as_ref().and_then(|engine| engine.refuses(&project.needs))
+        {
+            return Some(("not-allowed", format!("{name}: {need} of this gateway's configuration")));
         }
         if !part.fits.matches(self.identity.vendor.as_deref(), self.identity.model.as_deref(), &self.protocol) {
             return Some(("does-not-fit", format!("{name}: it is made for another vendor, model or protocol")));

@@ -1,6 +1,7 @@
 //! The reconciler against a plant that remembers what it was told, killed between any two steps.
 
 mod choice;
+mod engine;
 mod hardware;
 mod status;
 
@@ -122,6 +123,8 @@ fn view(device: Option<&str>) -> DeviceView {
         functions: all,
         able: all,
         reachable: true,
+        engine: None,
+        lost: BTreeSet::new(),
     }
 }
 

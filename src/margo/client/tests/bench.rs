@@ -1,6 +1,6 @@
 //! A fleet manager of a page of script, a plant that takes everything, and a client between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -184,6 +184,7 @@ impl Yard {
             protocol: "modbus-tcp".to_owned(),
             functions: Functions { recipe: true, ..Functions::default() },
             reachable: true,
+            lost: BTreeSet::new(),
         };
         *self.children.lock().unwrap() = names.iter().map(child).collect();
         self.changed.notify_one();
