@@ -103,7 +103,8 @@ async fn serve(stream: TcpStream, script: Arc<Script>, sent: Arc<AtomicUsize>) {
 }
 
 fn layer(size: u64) -> Layer {
-    Layer { kind: super::super::super::RECIPE_TYPE.to_owned(), digest: Digest::of(b"layer"), size }
+    let (kind, digest) = (super::super::super::RECIPE_TYPE.to_owned(), Digest::of(b"layer"));
+    Layer { kind, name: String::new(), digest, size }
 }
 
 fn words<T>(outcome: Result<T, Miss>) -> (bool, String) {
