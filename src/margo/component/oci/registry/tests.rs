@@ -104,7 +104,7 @@ async fn serve(stream: TcpStream, script: Arc<Script>, sent: Arc<AtomicUsize>) {
 
 fn layer(size: u64) -> Layer {
     let (kind, digest) = (super::super::super::RECIPE_TYPE.to_owned(), Digest::of(b"layer"));
-    Layer { kind, name: String::new(), digest, size }
+    Layer { kind, name: None, digest, size }
 }
 
 fn words<T>(outcome: Result<T, Miss>) -> (bool, String) {
