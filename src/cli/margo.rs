@@ -280,9 +280,14 @@ fn leave(config: &Config, now: bool, wait: Duration, destroy_key: bool) -> Resul
     let file = LeaveFile::new(&config.directory);
     file.set(Some(if now { Wish::AtOnce } else { Wish::WhenEmpty })).map_err(|e| other(&e))?;
     let began = Instant::now();
-    let mut left;
+    let (mut left, mut said) = (Vec::new(), Vec::new());
     loop {
-        left = config.members().iter().filter_map(what_is_left).collect::<Vec<_>>();
+        left.clear();
+        left.extend(config.members().iter().filter_map(what_is_left));
+        if !left.is_empty() && left != said {
+            println!("{}", left.join("\n"));
+            said.clone_from(&left);
+        }
         if left.is_empty() || began.elapsed() >= wait {
             break;
         }

@@ -11,6 +11,7 @@ use crate::margo::desired::Exchange;
 use crate::margo::plant::Plant;
 use crate::margo::reconcile::Placement;
 use crate::margo::storage::Storage;
+use crate::margo::words::DevicePath;
 
 /// Between two tables of deployments.
 const TABLE_PAUSE: Duration = Duration::from_millis(500);
@@ -20,7 +21,7 @@ const TABLE_PAUSE: Duration = Duration::from_millis(500);
 pub struct DeploymentLine {
     /// Id of the deployment.
     pub deployment: String,
-    /// Path of the device; empty while it is on none.
+    /// Path of the device, or of the one that was told to the fleet manager while it is on none; empty for none.
     pub device: String,
     /// The newest manifest whose revision of the deployment this device has begun (`adoptedManifestVersion`).
     pub adopted: u64,
@@ -99,9 +100,14 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
     fn lines(&self) -> Vec<DeploymentLine> {
         let mut lines = Vec::new();
         for (record, placements) in self.reconciler.view() {
+            let named = record.told.as_ref().and_then(|(device, _)| device.as_ref());
             let line = |placement: Option<&Placement>, state: &str, reason: String| DeploymentLine {
                 deployment: record.id.to_string(),
-                device: placement.map(|placement| placement.path.to_string()).unwrap_or_default(),
+                device: placement
+                    .map(|placement| &placement.path)
+                    .or(named)
+                    .map(DevicePath::to_string)
+                    .unwrap_or_default(),
                 adopted: self.reconciler.adopted(record, placement),
                 state: state.to_owned(),
                 reason,
