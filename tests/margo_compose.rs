@@ -249,6 +249,13 @@ fn a_project_is_installed_updated_set_back_and_removed() {
     manager.fails(&sick, None, "compose-failed", "nothing of it is left");
     assert_eq!(engine.read(GATEWAY), json!({ "projects": {}, "volumes": [] }));
     manager.remove(&sick, None);
+    // One that cannot be taken down at once is taken down by its removal.
+    engine.faults(&json!([{ "fault": "broken", "verb": "down", "times": 1 }]));
+    let stuck = manager.compose("plant", "sick");
+    manager.fails(&stuck, None, "compose-failed", "it could not be set back");
+    assert_eq!(engine.images(), ["db:2", "web:unhealthy"]);
+    manager.remove(&stuck, None);
+    assert_eq!(engine.read(GATEWAY), json!({ "projects": {}, "volumes": [] }));
 
     // Values are in no argument, no log and no status.
     let told = format!("{}{}{:?}", engine.calls(), gateway.lines().join("\n"), manager.wfm.records().statuses);

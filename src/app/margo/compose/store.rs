@@ -133,10 +133,10 @@ impl Place {
         &self.name
     }
 
-    /// All that have a journal. What does not run and is `left` by everybody is removed.
+    /// All that have a journal. What does not run is for `sweep`, which removes it or lets it be.
     pub(super) async fn all(
         root: &Path,
-        left: impl Fn(&str) -> bool + Send + 'static,
+        sweep: impl Fn(&str, &Path) -> io::Result<()> + Send + 'static,
     ) -> io::Result<Vec<(Self, Journal)>> {
         let root = root.to_owned();
         blocking(move || {
@@ -154,9 +154,10 @@ impl Place {
                 let journal = read_journal(&directory)?;
                 let is_used =
                     journal.as_ref().is_some_and(|journal| journal.installed.is_some() || journal.order.is_some());
-                if !is_used && left(&name) {
-                    std::fs::remove_dir_all(&directory)?;
-                } else if let Some(journal) = journal {
+                if !is_used {
+                    sweep(&name, &directory)?;
+                }
+                if let Some(journal) = journal.filter(|_| directory.is_dir()) {
                     all.push((Self { directory, name, device: journal.host() }, journal));
                 }
             }
@@ -343,8 +344,8 @@ mod tests {
         assert_eq!(call.arguments.len(), 7);
         place.forget_all_but(None).await.unwrap();
         assert_eq!(place.revisions().await.unwrap(), Vec::<String>::new());
-        assert_eq!(Place::all(dir.path(), |_| false).await.unwrap().len(), 1);
-        assert_eq!(Place::all(dir.path(), |name| name.starts_with("margo-web-")).await.unwrap().len(), 0);
+        assert_eq!(Place::all(dir.path(), |_, _| Ok(())).await.unwrap().len(), 1);
+        assert_eq!(Place::all(dir.path(), |_, left| std::fs::remove_dir_all(left)).await.unwrap().len(), 0);
         assert!(!place.directory.exists(), "what never ran is swept");
     }
 }
