@@ -2,22 +2,22 @@
 //!
 //! The directory holds one OCI image layout per repository (`<directory>/<host>/<path>/index.json` and `blobs/sha256/…`), as
 //! `oras copy --to-oci-layout` and `skopeo copy … oci:…` write it. It is asked first; what it lacks comes from the registry,
-//! unless there is none.
+//! unless there is none. Both are read within limits: no answer is taken beyond the bytes and the time that its place allows.
+
+mod layout;
+mod registry;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt;
+use bytes::{Bytes, BytesMut};
 use oci_client::Reference;
-use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor};
-use oci_client::secrets::RegistryAuth;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::format::{FIRMWARE_TYPE, FormatError, Layer, MAX_MANIFEST, Parts, read_document, read_manifest};
+use layout::{Layout, read_limited};
+use registry::{Body, Pace, Registry};
+
+use super::format::{FIRMWARE_TYPE, FormatError, Layer, Parts, read_document, read_manifest};
 use super::parameters::{ParameterError, bind};
 use super::{Fetched, Work, compose};
 use crate::margo::deployment::{ComponentRef, Deployment};
@@ -25,8 +25,8 @@ use crate::margo::words::Digest;
 use crate::platform::durable::{Access, Disk};
 use crate::security::Secret;
 
-/// Until a registry answers, and between two pieces.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes that are read of a file at once.
+const PIECE: usize = 256 << 10;
 
 /// Why a component could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +103,7 @@ pub struct Source {
     config: SourceConfig,
     /// Where images of firmware lie.
     cache: PathBuf,
-    client: Option<Client>,
+    registry: Option<Registry>,
     disk: Disk,
 }
 
@@ -128,24 +128,14 @@ impl Source {
     /// # Errors
     /// When the authorities' file cannot be read.
     pub fn new(config: SourceConfig, cache: PathBuf) -> Result<Self, std::io::Error> {
-        // The registry client takes the process-wide provider; a second call changes nothing.
+        Self::with_pace(config, cache, Pace::default())
+    }
+
+    fn with_pace(config: SourceConfig, cache: PathBuf, pace: Pace) -> Result<Self, std::io::Error> {
+        // The HTTP client takes the process-wide provider; a second call changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let certificates = match &config.ca {
-            Some(path) => pem_blocks(&std::fs::read_to_string(path)?),
-            None => Vec::new(),
-        };
-        let client = config.registries.then(|| {
-            Client::new(ClientConfig {
-                protocol: ClientProtocol::HttpsExcept(config.plain.clone()),
-                tls_certs_only: certificates,
-                platform_resolver: None,
-                read_timeout: Some(PATIENCE),
-                connect_timeout: Some(PATIENCE),
-                user_agent: concat!("fieldgate/", env!("CARGO_PKG_VERSION")),
-                ..ClientConfig::default()
-            })
-        });
-        Ok(Self { config, cache, client, disk: Disk::default() })
+        let registry = config.registries.then(|| Registry::new(&config, pace)).transpose()?;
+        Ok(Self { config, cache, registry, disk: Disk::default() })
     }
 
     /// Fetches every component of a deployment and binds its parameters.
@@ -235,12 +225,7 @@ impl Source {
         if let Some(bytes) = self.layout(reference).map_or(Ok(None), |layout| layout.manifest(reference))? {
             return Ok(bytes);
         }
-        let client = self.registry()?;
-        let types = [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE];
-        let (bytes, _) = client.pull_manifest_raw(reference, &self.login(), &types).await.map_err(judge)?;
-        if bytes.len() > MAX_MANIFEST {
-            return Err(Miss::Never(format!("its manifest has {} bytes", bytes.len())));
-        }
+        let bytes = self.registry()?.manifest(reference).await?;
         match reference.digest() {
             Some(wanted) if Digest::of(&bytes).to_string() != wanted => {
                 Err(Miss::Never(format!("its manifest has digest {}, wanted is {wanted}", Digest::of(&bytes))))
@@ -260,10 +245,9 @@ impl Source {
     }
 
     async fn pull(&self, reference: &Reference, layer: &Layer) -> Result<Bytes, Miss> {
-        let mut stream = self.registry()?.pull_blob_stream(reference, &descriptor(layer)).await.map_err(judge)?.stream;
+        let mut body = self.registry()?.blob(reference, layer).await?;
         let mut bytes = Vec::new();
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| cut(layer, bytes.len() as u64, &error))?;
+        while let Some(piece) = body.next().await? {
             if (bytes.len() + piece.len()) as u64 > layer.size {
                 return Err(longer(layer));
             }
@@ -299,15 +283,11 @@ impl Source {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut written = 0_u64;
         let local = self.layout(reference).map(|layout| layout.blob(&layer.digest)).filter(|path| path.is_file());
-        let mut stream = match local {
-            Some(path) => {
-                let bytes = read_limited(&path, layer.size)?;
-                futures::stream::iter([Ok(bytes)]).boxed()
-            }
-            None => self.registry()?.pull_blob_stream(reference, &descriptor(layer)).await.map_err(judge)?.stream,
+        let mut pieces = match local {
+            Some(path) => Pieces::File(tokio::fs::File::open(path).await.map_err(broken)?),
+            None => Pieces::Answer(self.registry()?.blob(reference, layer).await?),
         };
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| cut(layer, written, &error))?;
+        while let Some(piece) = pieces.next().await? {
             written += piece.len() as u64;
             if written > layer.size {
                 return Err(longer(layer));
@@ -317,81 +297,38 @@ impl Source {
         }
         file.sync_all().await.map_err(broken)?;
         let found = crate::margo::words::hex(hash.finish().as_ref());
-        if found == layer.digest.hex() {
-            Ok(())
-        } else {
-            Err(Miss::Never(format!("its image has digest sha256:{found}, wanted is {}", layer.digest)))
-        }
+        if found == layer.digest.hex() { Ok(()) } else { Err(mismatch(layer, written, &format!("sha256:{found}"))) }
     }
 
-    fn registry(&self) -> Result<&Client, Miss> {
-        self.client.as_ref().ok_or_else(|| {
+    fn registry(&self) -> Result<&Registry, Miss> {
+        self.registry.as_ref().ok_or_else(|| {
             Miss::Later("it is not in the directory of artifacts, and registries are switched off".to_owned())
         })
     }
 
-    fn login(&self) -> RegistryAuth {
-        match &self.config.login {
-            Some((user, password)) => RegistryAuth::Basic(user.clone(), password.expose().to_owned()),
-            None => RegistryAuth::Anonymous,
-        }
-    }
-
     fn layout(&self, reference: &Reference) -> Option<Layout> {
         let directory = self.config.directory.as_ref()?;
-        Some(Layout { root: directory.join(reference.registry()).join(reference.repository()) })
+        Some(Layout::of(directory, reference))
     }
 }
 
-/// A blob that ended early may come whole the next time; one that is whole and wrong, as the client says, stays wrong.
-fn cut(layer: &Layer, got: u64, error: &std::io::Error) -> Miss {
-    if got == layer.size { Miss::Never(error.to_string()) } else { Miss::Later(error.to_string()) }
+/// An image that arrives piece by piece.
+enum Pieces {
+    File(tokio::fs::File),
+    Answer(Body),
 }
 
-/// One OCI image layout.
-struct Layout {
-    root: PathBuf,
-}
-
-impl Layout {
-    fn blob(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs").join("sha256").join(digest.hex())
-    }
-
-    fn manifest(&self, reference: &Reference) -> Found<Bytes> {
-        let digest = match reference.digest() {
-            Some(digest) => Digest::new(digest).map_err(|error| Miss::Never(error.to_string()))?,
-            None => match self.tagged(reference.tag().unwrap_or("latest"))? {
-                Some(digest) => digest,
-                None => return Ok(None),
-            },
-        };
-        let path = self.blob(&digest);
-        if !path.is_file() {
-            return Ok(None);
+impl Pieces {
+    async fn next(&mut self) -> Found<Bytes> {
+        match self {
+            Self::Answer(body) => body.next().await,
+            Self::File(file) => {
+                let mut piece = BytesMut::with_capacity(PIECE);
+                let read = file.read_buf(&mut piece).await;
+                let read = read.map_err(|error| Miss::Later(format!("the directory of artifacts: {error}")))?;
+                Ok((read > 0).then(|| piece.freeze()))
+            }
         }
-        let bytes = read_limited(&path, MAX_MANIFEST as u64)?;
-        if Digest::of(&bytes) != digest {
-            return Err(Miss::Never(format!("{} is not what its name says", path.display())));
-        }
-        Ok(Some(bytes))
-    }
-
-    fn tagged(&self, tag: &str) -> Found<Digest> {
-        let path = self.root.join("index.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let bytes = read_limited(&path, 4 << 20)?;
-        let broken = |reason: String| Miss::Never(format!("{}: {reason}", path.display()));
-        let index: serde_json::Value = serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))?;
-        let named = |entry: &&serde_json::Value| {
-            let name = entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap_or_default();
-            name == tag || name.rsplit(':').next() == Some(tag)
-        };
-        let entry = index["manifests"].as_array().and_then(|all| all.iter().find(named));
-        let digest = entry.and_then(|entry| entry["digest"].as_str());
-        digest.map(Digest::new).transpose().map_err(|error| broken(error.to_string()))
     }
 }
 
@@ -422,179 +359,23 @@ fn reference(component: &ComponentRef) -> Result<Reference, SourceError> {
     }
 }
 
-fn descriptor(layer: &Layer) -> OciDescriptor {
-    let size = i64::try_from(layer.size).unwrap_or(i64::MAX);
-    OciDescriptor { media_type: layer.kind.clone(), digest: layer.digest.to_string(), size, ..OciDescriptor::default() }
-}
-
 fn longer(layer: &Layer) -> Miss {
     Miss::Never(format!("its layer is longer than the {} bytes that its manifest says", layer.size))
 }
 
 fn matches(bytes: &Bytes, layer: &Layer) -> Result<(), Miss> {
     let found = Digest::of(bytes);
+    if found == layer.digest { Ok(()) } else { Err(mismatch(layer, bytes.len() as u64, &found.to_string())) }
+}
+
+/// What ended early may come whole the next time; what is whole and wrong stays wrong.
+fn mismatch(layer: &Layer, got: u64, found: &str) -> Miss {
     let what = if layer.kind == FIRMWARE_TYPE { "image" } else { "layer" };
-    if found == layer.digest {
-        Ok(())
-    } else {
-        Err(Miss::Never(format!("its {what} has digest {found}, wanted is {}", layer.digest)))
+    match got < layer.size {
+        true => Miss::Later(format!("its {what} ended after {got} of {} bytes", layer.size)),
+        false => Miss::Never(format!("its {what} has digest {found}, wanted is {}", layer.digest)),
     }
-}
-
-fn read_limited(path: &Path, most: u64) -> Result<Bytes, Miss> {
-    let failed = |error: std::io::Error| Miss::Later(format!("{}: {error}", path.display()));
-    let length = std::fs::metadata(path).map_err(failed)?.len();
-    if length > most {
-        return Err(Miss::Never(format!("{} has {length} bytes, at most {most} are taken", path.display())));
-    }
-    std::fs::read(path).map(Bytes::from).map_err(failed)
-}
-
-/// Tells what may work later from what will not.
-fn judge(error: OciDistributionError) -> Miss {
-    use OciDistributionError as E;
-    let text: String = error.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
-    match error {
-        E::DigestError(_) | E::SpecViolationError(_) | E::JsonError(_) => Miss::Never(text),
-        _ => Miss::Later(text),
-    }
-}
-
-fn pem_blocks(text: &str) -> Vec<Certificate> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let blocks = text.split_inclusive(END).filter(|block| block.contains("-----BEGIN CERTIFICATE-----"));
-    blocks
-        .map(|block| Certificate { encoding: CertificateEncoding::Pem, data: block.trim().as_bytes().to_vec() })
-        .collect()
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use serde_json::json;
-
-    use super::super::format::tests::artifact;
-    use super::super::{CONFIGURATION_TYPE, FIRMWARE_MANIFEST_TYPE, PointValue, RECIPE_TYPE};
-    use super::*;
-
-    /// Writes an artifact into a directory of OCI image layouts.
-    pub(crate) fn store(
-        root: &Path,
-        repository: &str,
-        tag: &str,
-        layers: &[(&str, &[u8])],
-        annotations: serde_json::Value,
-    ) -> Digest {
-        let layout = root.join(repository);
-        std::fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
-        let manifest = artifact(layers, annotations);
-        let digest = Digest::of(&manifest);
-        for bytes in layers.iter().map(|(_, bytes)| *bytes).chain([manifest.as_slice()]) {
-            std::fs::write(layout.join("blobs/sha256").join(Digest::of(bytes).hex()), bytes).unwrap();
-        }
-        let path = layout.join("index.json");
-        let mut index: serde_json::Value = std::fs::read(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_else(|| json!({ "schemaVersion": 2, "manifests": [] }));
-        let list = index["manifests"].as_array_mut().unwrap();
-        list.retain(|entry| entry["annotations"]["org.opencontainers.image.ref.name"] != tag);
-        list.push(json!({
-            "mediaType": OCI_IMAGE_MEDIA_TYPE, "digest": digest.to_string(), "size": manifest.len(),
-            "annotations": { "org.opencontainers.image.ref.name": tag },
-        }));
-        std::fs::write(path, index.to_string()).unwrap();
-        digest
-    }
-
-    fn component(repository: &str, revision: &str) -> ComponentRef {
-        ComponentRef {
-            name: "a".to_owned(),
-            repository: repository.to_owned(),
-            revision: revision.to_owned(),
-            timeout: None,
-        }
-    }
-
-    fn source(directory: &Path) -> Source {
-        let config = SourceConfig { directory: Some(directory.join("oci")), ..SourceConfig::default() };
-        Source::new(config, directory.join("cache")).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_directory_serves_offline_sites_by_tag_and_by_digest() {
-        let dir = tempfile::tempdir().unwrap();
-        let recipe = br#"{"values":[{"point":"speed","value":1}]}"#;
-        let digest = store(
-            &dir.path().join("oci"),
-            "registry.example/recipes/a",
-            "1.0",
-            &[(RECIPE_TYPE, recipe)],
-            json!({ "dev.fieldgate.fits.model": "P-*" }),
-        );
-        let source = source(dir.path());
-        for revision in ["1.0".to_owned(), digest.to_string(), format!("1.0@{digest}")] {
-            let fetched = source.fetch(&component("oci://registry.example/recipes/a", &revision)).await.unwrap();
-            let values = vec![PointValue { point: "speed".to_owned(), value: json!(1) }];
-            assert_eq!(fetched.work, Work::Recipe { values });
-            assert_eq!((fetched.artifact, fetched.fits.model.as_deref()), (digest, Some("P-*")));
-        }
-        let missing = source.fetch(&component("oci://registry.example/recipes/a", "2.0")).await.unwrap_err();
-        assert!(missing.is_transient(), "{missing}");
-    }
-
-    #[tokio::test]
-    async fn what_does_not_fit_its_digest_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("oci");
-        let bytes: &[u8] = br#"{"points":{}}"#;
-        store(&root, "registry.example/c", "1", &[(CONFIGURATION_TYPE, bytes)], json!({}));
-        let blob = root.join("registry.example/c/blobs/sha256").join(Digest::of(bytes).hex());
-        std::fs::write(&blob, br#"{"points":[]}"#).unwrap();
-        let error = source(dir.path()).fetch(&component("oci://registry.example/c", "1")).await.unwrap_err();
-        assert!(matches!(error, SourceError::Refused { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn images_of_firmware_go_to_the_cache_and_half_ones_do_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("oci");
-        let image: &[u8] = b"image bytes";
-        store(
-            &root,
-            "registry.example/fw",
-            "1",
-            &[(FIRMWARE_TYPE, image), (FIRMWARE_MANIFEST_TYPE, b"fieldgate-firmware-v1\n")],
-            json!({}),
-        );
-        let source = source(dir.path());
-        let fetched = source.fetch(&component("oci://registry.example/fw", "1")).await.unwrap();
-        let Work::Firmware { image: digest, size, manifest } = fetched.work else { panic!() };
-        assert_eq!((size, manifest.as_str()), (11, "fieldgate-firmware-v1\n"));
-        let cached = dir.path().join("cache").join(digest.hex());
-        assert_eq!(std::fs::read(&cached).unwrap(), image);
-        source.sweep(&[digest].into());
-        assert!(cached.exists());
-        source.sweep(&BTreeSet::new());
-        assert!(!cached.exists(), "nobody names it any more");
-        source.fetch(&component("oci://registry.example/fw", "1")).await.unwrap();
-        std::fs::remove_file(&cached).unwrap();
-        std::fs::write(root.join("registry.example/fw/blobs/sha256").join(digest.hex()), b"other bytes").unwrap();
-        assert!(source.fetch(&component("oci://registry.example/fw", "1")).await.is_err());
-        assert_eq!(std::fs::read_dir(dir.path().join("cache")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn addresses_that_are_none_are_refused() {
-        for (repository, revision) in [
-            ("https://registry.example/a", "1"),
-            ("oci://registry.example", "1"),
-            ("oci://registry.example/../../etc", "1"),
-            ("oci://registry.example/a", ""),
-            ("oci://registry.example/a", "sha512:00"),
-            ("oci://registry.example/a@sha256:x", "1"),
-            ("oci://registry.example/a", "../x"),
-        ] {
-            assert!(reference(&component(repository, revision)).is_err(), "{repository} {revision}");
-        }
-    }
-}
+pub(crate) mod tests;
