@@ -358,6 +358,43 @@ fn an_opaque_gateway_promises_what_one_of_its_hosts_can_and_chooses_that_one() {
 }
 
 #[test]
+fn a_device_of_a_transparent_gateway_promises_and_takes_projects_by_itself() {
+    let manager = Manager::start(|options| options.mode = Shape::Transparent);
+    let site = Site::new("");
+    let files = |id: &str| format!("cert = \"{id}.pem\"\nkey = \"{id}.key\"\n");
+    let other = format!("[[margo.device]]\nid = \"pump\"\n{}", files("pump"));
+    let more = format!("mode = \"transparent\"\n{}{}{other}", on_child(&site), files("pc"));
+    site.main_file(&manager.settings(&[], &more));
+    let devices = ["pc", "pump"].map(|id| {
+        let device = FakeDevice::start(Mode::Well);
+        site.device(id, device.port(), "delegated = [\"command\"]\nrate = \"200 ms\"\n", "", POINT);
+        device
+    });
+    package(&site, "shop", &compose("web:1", ""));
+    site.write("bundle.json", &manager.authority.bundle().to_string());
+    for name in ["pc", "pump"] {
+        manager.join_as(&site, &["--device", name], name, name);
+    }
+    let gateway = site.start();
+    for (device, wanted) in [("pc", json!(["compose"])), ("pump", Value::Null)] {
+        manager.sees(device);
+        let properties = manager.wfm.with(|seen| seen.devices[device].capabilities["properties"].clone());
+        assert_eq!(properties["supportedDeploymentTypes"], wanted, "{device}");
+    }
+    site.wait_for_state("pc", "online");
+    let id = manager.compose("pc", "shop");
+    assert_eq!(manager.reaches(&id, None, "installed").client, "pc");
+    let refused = manager.compose("pump", "shop");
+    manager.fails(&refused, None, "unsupported-profile", "runs no compose deployments");
+    manager.remove(&refused, None);
+    manager.remove(&id, None);
+    assert_eq!(Engine::of(&site).read("tcp-127-0-0-1-9"), json!({ "projects": {}, "volumes": [] }));
+    manager.found_nothing_wrong();
+    stop(gateway);
+    drop(devices);
+}
+
+#[test]
 fn a_gateway_killed_in_the_middle_of_it_goes_on_and_does_it_once() {
     let manager = Manager::start(|_| {});
     let site = Site::new("");

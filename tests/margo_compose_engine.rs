@@ -74,7 +74,12 @@ impl Engine {
                         "interval": "1s", "retries": 5 + seconds,
                     },
                 },
-                "job": { "image": self.image, "command": ["/bin/sh", "-c", "exit 0"] },
+                "job": {
+                    "image": self.image,
+                    "user": "1234",
+                    "command": ["/bin/sh", "-c", "read said </app.conf"],
+                    "volumes": ["./app.conf:/app.conf:ro"],
+                },
             },
             "volumes": { "data": null },
         });
@@ -123,7 +128,21 @@ fn a_real_engine_runs_updates_sets_back_and_removes_a_project() {
     engine.package(&site, "two", "good", 4);
     engine.package(&site, "sick", "bad", 0);
     manager.join(&site);
-    let mut gateway = site.start();
+    // As the service runs: nobody else may read what it writes, but for what containers are given.
+    let start = || {
+        let mut command = Command::new("/bin/sh");
+        command.args([
+            "-c",
+            "umask 077; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_fieldgate"),
+            "--config",
+            &site.text(),
+            "run",
+        ]);
+        site.start_with(command)
+    };
+    let mut gateway = start();
     manager.sees("plant");
 
     let first = manager.wfm.deploy(deployment("one")).unwrap();
@@ -136,7 +155,7 @@ fn a_real_engine_runs_updates_sets_back_and_removes_a_project() {
     again("two");
     manager.reaches(&first, None, "installing");
     gateway.kill();
-    gateway = site.start();
+    gateway = start();
     manager.reaches(&first, None, "installed");
     let begun = engine.run("cat /proc/1/stat");
 

@@ -12,8 +12,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -208,10 +209,12 @@ impl Place {
             disk.create_directory(&unfinished, Access::Private)?;
             disk.replace(&unfinished.join(COMPOSE), &compose, Access::Private)?;
             disk.replace(&unfinished.join(ENVIRONMENT), &environment, Access::Private)?;
+            let root = unfinished.join(PACKAGE);
             for (name, bytes) in &package {
-                let path = unfinished.join(PACKAGE).join(name);
-                disk.create_directory(path.parent().unwrap_or(&unfinished), Access::Public)?;
+                let path = root.join(name);
+                disk.create_directory(path.parent().unwrap_or(&root), Access::Public)?;
                 disk.replace(&path, bytes, Access::Public)?;
+                open_up(&root, &path)?;
             }
             disk.rename(&unfinished, &place)
         })
@@ -273,6 +276,15 @@ impl Place {
     }
 }
 
+/// Lets everybody who is let in read a file and its directories, whatever the process's umask is: containers have users of their own.
+fn open_up(root: &Path, file: &Path) -> io::Result<()> {
+    std::fs::set_permissions(file, Permissions::from_mode(0o644))?;
+    for directory in file.ancestors().skip(1).take_while(|directory| directory.starts_with(root)) {
+        std::fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
 fn read_journal(directory: &Path) -> io::Result<Option<Journal>> {
     match std::fs::read(directory.join(JOURNAL)) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -290,8 +302,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -334,7 +344,7 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&place.directory), 0o700);
         assert_eq!(mode(&place.revision("ab").join(ENVIRONMENT)), 0o600);
-        assert_eq!(mode(&file), 0o644);
+        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o644, 0o755));
 
         journal.answered = Some(Answered { key: "k".to_owned(), refusal: None });
         place.save(&journal).await.unwrap();
