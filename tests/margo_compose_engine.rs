@@ -1,7 +1,8 @@
 //! Compose deployments through the whole program on a real container engine; [`margo_compose`](margo_compose.rs) has the same on a
 //! simulated one. Without `FIELDGATE_ENGINE` there is nothing to test on, and it says so:
 //!
-//! - `FIELDGATE_ENGINE`: where the engine listens, such as `unix:///var/run/docker.sock`;
+//! - `FIELDGATE_ENGINE`: where the engine listens, such as `unix:///var/run/docker.sock`, or `tcp://localhost:2376` with the files
+//!   `ca.pem`, `cert.pem` and `key.pem` in the directory `FIELDGATE_ENGINE_TLS`;
 //! - `FIELDGATE_COMPOSE`: the compose program, `docker compose` by default;
 //! - `FIELDGATE_IMAGE`: an image with `/bin/sh` and `sleep`, `busybox` by default.
 #![cfg(feature = "margo")]
@@ -26,6 +27,7 @@ struct Engine {
     address: String,
     compose: Vec<String>,
     image: String,
+    tls: Option<String>,
 }
 
 impl Engine {
@@ -33,13 +35,17 @@ impl Engine {
         let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
         let compose = variable("FIELDGATE_COMPOSE", "docker compose").split_whitespace().map(str::to_owned).collect();
         let address = std::env::var("FIELDGATE_ENGINE").ok()?;
-        Some(Self { address, compose, image: variable("FIELDGATE_IMAGE", "busybox") })
+        let tls = std::env::var("FIELDGATE_ENGINE_TLS").ok();
+        Some(Self { address, compose, image: variable("FIELDGATE_IMAGE", "busybox"), tls })
     }
 
     /// What the compose program prints.
     fn ask(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(&self.compose[0]);
         command.args(&self.compose[1..]).args(arguments).env("DOCKER_HOST", &self.address).current_dir("/");
+        if let Some(tls) = &self.tls {
+            command.env("DOCKER_TLS_VERIFY", "1").env("DOCKER_CERT_PATH", tls);
+        }
         let output = command.output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -61,6 +67,13 @@ impl Engine {
 
     /// A package whose container is healthy after `seconds` if the mounted file says `conf`.
     fn package(&self, site: &Site, name: &str, conf: &str, seconds: u32) {
+        // An engine that may be elsewhere does not see files of the package.
+        let (mounts, configs) = match self.tls {
+            None => (json!(["./app.conf:/app.conf:ro"]), json!([])),
+            Some(_) => (json!([]), json!([{ "source": "app", "target": "/app.conf", "mode": 0o444 }])),
+        };
+        let mut with_data = mounts.clone();
+        with_data.as_array_mut().unwrap().push(json!("data:/data"));
         let file = json!({
             "services": {
                 "web": {
@@ -68,7 +81,8 @@ impl Engine {
                     "command": ["/bin/sh", "-c", format!("sleep {seconds}; echo there >/data/ready; sleep 3600")],
                     "init": true,
                     "environment": { "TOKEN": "${TOKEN:-none}" },
-                    "volumes": ["data:/data", "./app.conf:/app.conf:ro"],
+                    "volumes": with_data,
+                    "configs": configs.clone(),
                     "healthcheck": {
                         "test": ["CMD", "/bin/sh", "-c", "[ -f /data/ready ] && read said </app.conf && [ \"$$said\" = good ]"],
                         "interval": "1s", "retries": 5 + seconds,
@@ -78,10 +92,12 @@ impl Engine {
                     "image": self.image,
                     "user": "1234",
                     "command": ["/bin/sh", "-c", "read said </app.conf"],
-                    "volumes": ["./app.conf:/app.conf:ro"],
+                    "volumes": mounts,
+                    "configs": configs,
                 },
             },
             "volumes": { "data": null },
+            "configs": { "app": { "content": format!("{conf}\n") } },
         });
         let archive = archive(&[("compose.yaml", &file.to_string()), ("app.conf", &format!("{conf}\n"))]);
         artifact(site, name, &[(ARCHIVE_TYPES[0], archive)]);
@@ -116,10 +132,15 @@ fn a_real_engine_runs_updates_sets_back_and_removes_a_project() {
     };
     let manager = Manager::start(|_| {});
     let site = Site::new("");
+    let tls = engine
+        .tls
+        .as_ref()
+        .map(|tls| format!("ca = \"{tls}/ca.pem\", cert = \"{tls}/cert.pem\", key = \"{tls}/key.pem\","));
+    let tls = tls.unwrap_or_default();
     let more = format!(
         "[margo.gateway]\nhosting = {{ cpu = [{{ cores = 2, architecture = \"amd64\" }}], memory = \"1Gi\", storage = \"8Gi\", \
          runtimes = [\"oci\"], deployment_types = [\"compose\"] }}\n\
-         compose = {{ command = {}, host = \"{}\", otlp_http = \"http://127.0.0.1:4318\", check_every = \"1 s\" }}\n",
+         compose = {{ command = {}, host = \"{}\", {tls} otlp_http = \"http://127.0.0.1:4318\", check_every = \"1 s\" }}\n",
         json!(engine.compose),
         engine.address,
     );
