@@ -249,6 +249,13 @@ fn a_project_is_installed_updated_set_back_and_removed() {
     manager.fails(&sick, None, "compose-failed", "nothing of it is left");
     assert_eq!(engine.read(GATEWAY), json!({ "projects": {}, "volumes": [] }));
     manager.remove(&sick, None);
+    // One that cannot be taken down at once is taken down by its removal.
+    engine.faults(&json!([{ "fault": "broken", "verb": "down", "times": 1 }]));
+    let stuck = manager.compose("plant", "sick");
+    manager.fails(&stuck, None, "compose-failed", "it could not be set back");
+    assert_eq!(engine.images(), ["db:2", "web:unhealthy"]);
+    manager.remove(&stuck, None);
+    assert_eq!(engine.read(GATEWAY), json!({ "projects": {}, "volumes": [] }));
 
     // Values are in no argument, no log and no status.
     let told = format!("{}{}{:?}", engine.calls(), gateway.lines().join("\n"), manager.wfm.records().statuses);
@@ -348,6 +355,43 @@ fn an_opaque_gateway_promises_what_one_of_its_hosts_can_and_chooses_that_one() {
     manager.remove(&id, None);
     manager.found_nothing_wrong();
     stop(gateway);
+}
+
+#[test]
+fn a_device_of_a_transparent_gateway_promises_and_takes_projects_by_itself() {
+    let manager = Manager::start(|options| options.mode = Shape::Transparent);
+    let site = Site::new("");
+    let files = |id: &str| format!("cert = \"{id}.pem\"\nkey = \"{id}.key\"\n");
+    let other = format!("[[margo.device]]\nid = \"pump\"\n{}", files("pump"));
+    let more = format!("mode = \"transparent\"\n{}{}{other}", on_child(&site), files("pc"));
+    site.main_file(&manager.settings(&[], &more));
+    let devices = ["pc", "pump"].map(|id| {
+        let device = FakeDevice::start(Mode::Well);
+        site.device(id, device.port(), "delegated = [\"command\"]\nrate = \"200 ms\"\n", "", POINT);
+        device
+    });
+    package(&site, "shop", &compose("web:1", ""));
+    site.write("bundle.json", &manager.authority.bundle().to_string());
+    for name in ["pc", "pump"] {
+        manager.join_as(&site, &["--device", name], name, name);
+    }
+    let gateway = site.start();
+    for (device, wanted) in [("pc", json!(["compose"])), ("pump", Value::Null)] {
+        manager.sees(device);
+        let properties = manager.wfm.with(|seen| seen.devices[device].capabilities["properties"].clone());
+        assert_eq!(properties["supportedDeploymentTypes"], wanted, "{device}");
+    }
+    site.wait_for_state("pc", "online");
+    let id = manager.compose("pc", "shop");
+    assert_eq!(manager.reaches(&id, None, "installed").client, "pc");
+    let refused = manager.compose("pump", "shop");
+    manager.fails(&refused, None, "unsupported-profile", "runs no compose deployments");
+    manager.remove(&refused, None);
+    manager.remove(&id, None);
+    assert_eq!(Engine::of(&site).read("tcp-127-0-0-1-9"), json!({ "projects": {}, "volumes": [] }));
+    manager.found_nothing_wrong();
+    stop(gateway);
+    drop(devices);
 }
 
 #[test]

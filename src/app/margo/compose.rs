@@ -55,7 +55,7 @@ pub(super) struct Engines {
     /// Hosts whose compose program was found fit.
     fit: Mutex<BTreeSet<Host>>,
     /// Projects under an order: what is looked for in the meantime means nothing.
-    busy: Mutex<BTreeMap<String, u64>>,
+    busy: Arc<Mutex<BTreeMap<String, u64>>>,
     lost: channel::Sender<BTreeMap<Host, BTreeSet<String>>>,
 }
 
@@ -66,7 +66,7 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engines {
     pub(super) fn new(root: PathBuf, hosts: BTreeMap<Host, ContainerEngine>) -> Arc<Self> {
         let lost = channel::Sender::new(BTreeMap::new());
-        Arc::new(Self { root, hosts, fit: Mutex::default(), busy: Mutex::default(), lost })
+        Arc::new(Self { root, hosts, fit: Mutex::default(), busy: Arc::default(), lost })
     }
 
     /// Changes of [`Engines::lost`].
@@ -241,12 +241,16 @@ impl Ways<'_> {
         self.place.load(owner).await.map_err(not_kept)
     }
 
-    /// The order is over: what became of it is durable before it is told.
+    /// The order is over: what became of it is durable before it is told. What may still be there of it is kept, for taking it down.
     async fn answer(&self, mut journal: Journal, refusal: Option<Refusal>) -> Result<(), Refusal> {
+        let is_settled = refusal.as_ref().is_none_or(|refusal| refusal.untouched);
         if let Some(order) = journal.order.take() {
             journal.answered = Some(Answered { key: order.key, refusal });
         }
         self.place.save(&journal).await.map_err(not_kept)?;
+        if !is_settled {
+            return Ok(());
+        }
         let runs = journal.installed.map(|installed| installed.revision);
         self.place.forget_all_but(runs.as_deref()).await.map_err(not_kept)
     }
@@ -305,10 +309,15 @@ impl Ways<'_> {
 
     async fn run(&self, revision: &str, arguments: &[&str], limit: Duration) -> Result<Output, Failure> {
         let call = self.place.call(revision, arguments).await.map_err(|error| Failure::Passing(not_kept(error)))?;
-        self.tool.run(call, limit).await.map_err(|error| match error {
-            CommandError::TimedOut(words) => Failure::Final("timeout", format!("not done within {limit:?}: {words}")),
-            other => Failure::Passing(self.not_fit(&other)),
-        })
+        match self.tool.run(call, limit).await {
+            Ok(output) => Ok(output),
+            // Too slow by itself, or because nobody answers any more.
+            Err(CommandError::TimedOut(words)) => Err(match self.answers().await {
+                Ok(_) => Failure::Final("timeout", format!("not done within {limit:?}: {words}")),
+                Err(refusal) => Failure::Passing(refusal),
+            }),
+            Err(error) => Err(Failure::Passing(self.not_fit(&error))),
+        }
     }
 
     /// Whether the compose program can be used and its engine answers.
@@ -325,14 +334,15 @@ impl Ways<'_> {
 
     /// The engine's projects with their containers.
     async fn answers(&self) -> Result<BTreeMap<String, usize>, Refusal> {
-        let output = self.tool.ask(&["ls", "--all", "--format", "json"], QUESTION).await;
-        let output = output.map_err(|error| self.not_fit(&error))?;
-        if output.is_success
-            && let Some(projects) = judge::projects(&output.stdout)
-        {
-            return Ok(projects);
-        }
-        let text = format!("the container engine of {} does not answer: {}", name(self.host.as_ref()), output.words);
+        let words = match self.tool.ask(&["ls", "--all", "--format", "json"], QUESTION).await {
+            Ok(output) => match judge::projects(&output.stdout).filter(|_| output.is_success) {
+                Some(projects) => return Ok(projects),
+                None => output.words,
+            },
+            Err(CommandError::TimedOut(words)) => words,
+            Err(error) => return Err(self.not_fit(&error)),
+        };
+        let text = format!("the container engine of {} does not answer: {words}", name(self.host.as_ref()));
         Err(match self.host {
             Some(_) => Refusal { unreachable: true, ..Refusal::new("unreachable", text) },
             None => Refusal { passing: true, ..Refusal::new("engine-unreachable", text) },

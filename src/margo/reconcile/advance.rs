@@ -45,10 +45,10 @@ impl Reconciler {
 
     /// Whether the containers of a part that was installed are gone.
     fn is_lost(&self, placement: &Placement, part: &Part) -> bool {
-        let lost = self.devices.get(&placement.path).map(|view| &view.lost).filter(|lost| !lost.is_empty());
-        let work = part.applied.and_then(|work| self.works.get(&work));
-        match (lost, work.map(AsRef::as_ref)) {
-            (Some(lost), Some(Work::Compose(project))) => lost.contains(&project.owner),
+        let lost = self.devices.get(&placement.path).map(|view| &view.lost);
+        let Some(lost) = lost.filter(|lost| !lost.is_empty()) else { return false };
+        match part.applied.and_then(|work| self.works.get(&work)).map(AsRef::as_ref) {
+            Some(Work::Compose(project)) => lost.contains(&project.owner),
             _ => false,
         }
     }

@@ -12,8 +12,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -133,10 +134,10 @@ impl Place {
         &self.name
     }
 
-    /// All that have a journal. What does not run and is `left` by everybody is removed.
+    /// All that have a journal. What does not run is for `sweep`, which removes it or lets it be.
     pub(super) async fn all(
         root: &Path,
-        left: impl Fn(&str) -> bool + Send + 'static,
+        sweep: impl Fn(&str, &Path) -> io::Result<()> + Send + 'static,
     ) -> io::Result<Vec<(Self, Journal)>> {
         let root = root.to_owned();
         blocking(move || {
@@ -154,9 +155,10 @@ impl Place {
                 let journal = read_journal(&directory)?;
                 let is_used =
                     journal.as_ref().is_some_and(|journal| journal.installed.is_some() || journal.order.is_some());
-                if !is_used && left(&name) {
-                    std::fs::remove_dir_all(&directory)?;
-                } else if let Some(journal) = journal {
+                if !is_used {
+                    sweep(&name, &directory)?;
+                }
+                if let Some(journal) = journal.filter(|_| directory.is_dir()) {
                     all.push((Self { directory, name, device: journal.host() }, journal));
                 }
             }
@@ -207,10 +209,12 @@ impl Place {
             disk.create_directory(&unfinished, Access::Private)?;
             disk.replace(&unfinished.join(COMPOSE), &compose, Access::Private)?;
             disk.replace(&unfinished.join(ENVIRONMENT), &environment, Access::Private)?;
+            let root = unfinished.join(PACKAGE);
             for (name, bytes) in &package {
-                let path = unfinished.join(PACKAGE).join(name);
-                disk.create_directory(path.parent().unwrap_or(&unfinished), Access::Public)?;
+                let path = root.join(name);
+                disk.create_directory(path.parent().unwrap_or(&root), Access::Public)?;
                 disk.replace(&path, bytes, Access::Public)?;
+                open_up(&root, &path)?;
             }
             disk.rename(&unfinished, &place)
         })
@@ -272,6 +276,15 @@ impl Place {
     }
 }
 
+/// Lets everybody who is let in read a file and its directories, whatever the process's umask is: containers have users of their own.
+fn open_up(root: &Path, file: &Path) -> io::Result<()> {
+    std::fs::set_permissions(file, Permissions::from_mode(0o644))?;
+    for directory in file.ancestors().skip(1).take_while(|directory| directory.starts_with(root)) {
+        std::fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
 fn read_journal(directory: &Path) -> io::Result<Option<Journal>> {
     match std::fs::read(directory.join(JOURNAL)) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -289,8 +302,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -333,7 +344,7 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&place.directory), 0o700);
         assert_eq!(mode(&place.revision("ab").join(ENVIRONMENT)), 0o600);
-        assert_eq!(mode(&file), 0o644);
+        assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o644, 0o755));
 
         journal.answered = Some(Answered { key: "k".to_owned(), refusal: None });
         place.save(&journal).await.unwrap();
@@ -343,8 +354,8 @@ mod tests {
         assert_eq!(call.arguments.len(), 7);
         place.forget_all_but(None).await.unwrap();
         assert_eq!(place.revisions().await.unwrap(), Vec::<String>::new());
-        assert_eq!(Place::all(dir.path(), |_| false).await.unwrap().len(), 1);
-        assert_eq!(Place::all(dir.path(), |name| name.starts_with("margo-web-")).await.unwrap().len(), 0);
+        assert_eq!(Place::all(dir.path(), |_, _| Ok(())).await.unwrap().len(), 1);
+        assert_eq!(Place::all(dir.path(), |_, left| std::fs::remove_dir_all(left)).await.unwrap().len(), 0);
         assert!(!place.directory.exists(), "what never ran is swept");
     }
 }

@@ -1,7 +1,5 @@
 //! Looks whether what was installed is still there.
 
-use std::collections::BTreeMap;
-
 use super::store::{Installed, Place};
 use super::{Engines, Host, Ways, held};
 
@@ -10,22 +8,24 @@ impl Engines {
     pub(in crate::app::margo) async fn watch(&self) {
         let hosts = self.hosts.iter().map(|(host, engine)| async move {
             // What an order of the life before left is asked for again soon after the start, or never.
-            self.look(host, |_, _| false).await;
+            self.look(host, false).await;
             loop {
                 tokio::time::sleep(engine.check_every).await;
-                self.look(host, |orders, name| !orders.contains_key(name)).await;
+                self.look(host, true).await;
             }
         });
         futures::future::join_all(hosts).await;
     }
 
-    async fn look(&self, host: &Host, is_left: fn(&BTreeMap<String, u64>, &str) -> bool) {
+    async fn look(&self, host: &Host, sweeps: bool) {
         let orders = held(&self.busy).clone();
-        let left = {
-            let orders = orders.clone();
-            move |name: &str| is_left(&orders, name)
+        let busy = self.busy.clone();
+        let sweep = move |name: &str, directory: &std::path::Path| {
+            // No order begins while this is held.
+            let orders = held(&busy);
+            if sweeps && !orders.contains_key(name) { std::fs::remove_dir_all(directory) } else { Ok(()) }
         };
-        let projects = match Place::all(&self.root, left).await {
+        let projects = match Place::all(&self.root, sweep).await {
             Ok(projects) => projects,
             Err(error) => return tracing::warn!(%error, "the directory of Compose projects cannot be read"),
         };

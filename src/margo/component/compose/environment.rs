@@ -10,15 +10,19 @@ use serde_json::Value;
 const MAX_NAME: usize = 128;
 /// Names, or with `*` beginnings of names, by which the compose program, the engine's client or what they load are steered.
 /// The OpenTelemetry addresses are the site's to give.
-const RESERVED: [&str; 21] = [
+const RESERVED: [&str; 23] = [
     "COMPOSE_*",
     "DOCKER_*",
     "BUILDKIT_*",
     "BUILDX_*",
     "LD_*",
-    "GO*",
+    "GODEBUG",
+    "GOTRACEBACK",
+    "GOMAXPROCS",
+    "GOGC",
+    "GOMEMLIMIT",
     "SSL_CERT_*",
-    "SSH_*",
+    "SSH_AUTH_SOCK",
     "XDG_*",
     "HTTP_PROXY",
     "HTTPS_PROXY",
@@ -27,8 +31,6 @@ const RESERVED: [&str; 21] = [
     "PATH",
     "HOME",
     "TMPDIR",
-    "USER",
-    "LANG",
     "HTTP_OTEL_*",
     "GRPC_OTEL_*",
     "OTEL_EXPORTER_OTLP_*",
