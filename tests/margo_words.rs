@@ -47,6 +47,7 @@ fn every_trouble_with_our_own_svid_is_named_with_its_rule() {
         (Flaw::CrlSign, ["cRLSign", "must not"]),
         (Flaw::RootPath, ["has no path", "spiffe://plant.example"]),
         (Flaw::NotSpiffe, ["is no SPIFFE ID", "https://plant.example"]),
+        (Flaw::WrongDomain, ["of trust domain elsewhere.example", "the trust bundle in force is of plant.example"]),
         (Flaw::OtherCase, ["is not a client's", "CLIENT/PLANT"]),
         (Flaw::Stranger, ["no anchor of the trust bundle in force (sequence 1, 1 anchors)", "rule untrusted"]),
         (Flaw::NoIntermediate, ["intermediate certificate behind it is missing", "rule untrusted"]),
@@ -71,6 +72,36 @@ fn every_trouble_with_our_own_svid_is_named_with_its_rule() {
     says(&site, &["holds no usable anchor"]);
     std::fs::remove_file(site.path().join("bundle.json")).unwrap();
     says(&site, &["cannot read the bundle", "bundle.json"]);
+}
+
+#[test]
+fn with_an_enrolment_server_nothing_points_to_join_and_an_svid_of_another_name_is_named() {
+    let manager = Manager::start(|_| {});
+    let est = "[margo.identity.est]\nurl = \"https://127.0.0.1:9\"\nanchors = \"est-root.pem\"\n\
+               trust_domain = \"plant.example\"\nwfm = \"wfm-1\"\n";
+    let site = Site::new(&manager.settings(&[], est));
+    site.write("est-root.pem", &manager.authority.roots_pem());
+    site.write("bundle.json", &manager.authority.bundle().to_string());
+    let before = status(&site);
+    assert!(before.contains("the running gateway enrols it") && !before.contains("margo join"), "{before}");
+    let gateway = site.start();
+    eventually("what is missing", PATIENCE, || {
+        let said = status(&site);
+        assert!(!said.contains("margo join"), "{said}");
+        said.contains("our own SVID is missing; the running gateway enrols it").then_some(())
+    });
+    stop(gateway);
+    let (chain, key) = ("data/margo/est/current/cert.pem", "data/margo/est/current/key.pem");
+    std::fs::create_dir_all(site.path().join("data/margo/est/current")).unwrap();
+    for (flaw, name) in [(Flaw::WrongWfm, "wfm/another/client/plant"), (Flaw::WrongDomain, "elsewhere.example")] {
+        let svid = manager.authority.client_svid("wfm-1", "plant", DAY, flaw).unwrap();
+        site.write(chain, &svid.chain_pem);
+        site.write(key, &svid.key_pem);
+        says(
+            &site,
+            &["refused   our own SVID is of", name, "asks for spiffe://plant.example/margo/wfm/wfm-1/client/plant"],
+        );
+    }
 }
 
 #[test]

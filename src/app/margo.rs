@@ -10,6 +10,7 @@ mod clients;
 mod compose;
 mod configuration;
 mod firmware;
+mod grace;
 mod recipe;
 mod state;
 
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 pub use clients::{STATUS_FILE, start};
 
@@ -70,6 +72,8 @@ struct GatewayPlant {
     engines: Arc<compose::Engines>,
     /// What the inventory was made of last.
     seen: Mutex<Seen>,
+    /// Who has not had the time to answer yet.
+    grace: Mutex<grace::Grace>,
 }
 
 /// Changes of the registry, of what is known of devices, and of what is gone from container engines.
@@ -96,6 +100,7 @@ fn child(id: &DeviceId, record: &DeviceRecord, declared: Option<&Declaration>) -
             firmware: false,
         },
         reachable: record.state == State::Active,
+        connecting: false,
         lost: BTreeSet::new(),
     }
 }
@@ -117,12 +122,18 @@ impl Plant for GatewayPlant {
         });
         let mut children = held.await.ok()?;
         self.ground.latest.read(|table| {
+            let mut grace = self.grace();
+            let now = Instant::now();
             for child in &mut children {
-                child.reachable &= table.get(&child.id).is_some_and(firmware::is_polled);
+                let view = table.get(&child.id);
+                let is_silent = child.reachable && !view.is_some_and(firmware::is_polled);
+                child.connecting = is_silent && grace.holds(&child.id, view, now);
+                child.reachable &= !is_silent;
                 child.functions.firmware = self.ground.fleet.firmware(&child.id).is_ok();
                 child.lost = self.engines.lost(Some(&child.id));
             }
         });
+        self.grace().keep(|id| children.binary_search_by(|child| child.id.cmp(id)).is_ok());
         let stays = |id: &str| children.binary_search_by(|child| child.id.as_str().cmp(id)).is_ok();
         firmware::sweep(&self.ground.store, stays).await;
         let lost = self.engines.lost(None);
@@ -131,7 +142,9 @@ impl Plant for GatewayPlant {
 
     async fn changed(&self) {
         let Seen(mut registry, mut devices, mut engines) = self.seen().clone();
+        let grace = self.grace().ends(Instant::now());
         let gone = tokio::select! {
+            () = tokio::time::sleep_until(grace.unwrap_or_else(Instant::now)), if grace.is_some() => return,
             changed = registry.changed() => changed.is_err(),
             changed = devices.changed() => changed.is_err(),
             changed = engines.changed() => changed.is_err(),
@@ -202,11 +215,15 @@ impl Plant for GatewayPlant {
 impl GatewayPlant {
     fn new(ground: Ground, images: PathBuf, engines: Arc<compose::Engines>) -> Self {
         let seen = Mutex::new(Seen(ground.management.changes(), ground.latest.changes(), engines.changes()));
-        Self { ground, images, engines, seen }
+        Self { ground, images, engines, seen, grace: Mutex::default() }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grace(&self) -> MutexGuard<'_, grace::Grace> {
+        self.grace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a device is polled and answers.

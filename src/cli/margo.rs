@@ -165,13 +165,14 @@ fn check(config: &Config, member: &Member) -> Result<(), CliError> {
     println!("clock     {}{doubt}", Moment(now.seconds));
     let files = &member.identity;
     if !files.key.exists() {
-        println!(
-            "identity  there is no key yet ({}); `fieldgate margo join` makes one, and a request for the SVID",
-            files.key.display()
-        );
+        println!("identity  there is no key yet ({}); {}", files.key.display(), files.remedy());
         return Ok(());
     }
     if !files.chain.exists() {
+        if files.enrolled.is_some() {
+            println!("identity  there is no SVID yet; {}", files.remedy());
+            return Ok(());
+        }
         let request = request_file(files);
         println!(
             "identity  there is no SVID yet: let the operator sign {}, and put the chain to {}",
@@ -188,6 +189,9 @@ fn check(config: &Config, member: &Member) -> Result<(), CliError> {
         }
     };
     println!("identity  {}", own.name().id());
+    if let Some(complaint) = files.misnamed(&own) {
+        println!("refused   {complaint}");
+    }
     println!("wfm       {}", own.name().wfm());
     let days = own.validity().not_after.saturating_sub(now.seconds) / 86_400;
     println!("svid      serial {}, {days} days left", own.serial());

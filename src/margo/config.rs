@@ -152,7 +152,7 @@ impl Config {
         Self {
             url: Base::new("https://wfm.example").unwrap(),
             generation: Generation::Rc3 { bundle, tls: TlsVersions::Only13, max_age: Duration::from_secs(3_600) },
-            identity: IdentityFiles { chain: PathBuf::new(), key: PathBuf::new() },
+            identity: IdentityFiles::default(),
             mode: Mode::SeeThru,
             device: DevicePath::new("gw").unwrap(),
             timeout: Duration::from_secs(10),

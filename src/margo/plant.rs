@@ -49,6 +49,8 @@ pub struct Child {
     pub functions: Functions,
     /// Whether it answers now.
     pub reachable: bool,
+    /// Whether it does not answer only because it has not had the time to yet.
+    pub connecting: bool,
     /// Compose projects ([`super::component::compose::Project::owner`]) of which the containers are gone.
     pub lost: BTreeSet<String>,
 }

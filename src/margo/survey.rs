@@ -57,6 +57,7 @@ pub fn survey(config: &Config, scope: &Scope, only: Option<&DeviceId>, inventory
             hardware: child.hardware.clone(),
             protocol: child.protocol.clone(),
             reachable: child.reachable,
+            connecting: child.connecting,
             lost: child.lost.clone(),
             ..view(&child.identity, child.functions, details, config.delegate)
         };
@@ -121,6 +122,7 @@ fn view(identity: &Identity, able: Functions, details: &Details, default: Functi
         functions,
         able,
         reachable: true,
+        connecting: false,
         engine: details.engine.as_ref().map(|engine| engine.allowed.clone()),
         lost: BTreeSet::new(),
     }

@@ -53,6 +53,7 @@ impl Site {
             protocol: "modbus-tcp".into(),
             functions: Functions { recipe: true, ..Functions::default() },
             reachable: true,
+            connecting: false,
             lost: BTreeSet::new(),
         };
         let site = Self::default();
@@ -184,7 +185,7 @@ impl Bench {
                 },
                 Interface::Older => Generation::Preview { ca: self.path("web-ca.pem"), pss: true },
             },
-            identity: IdentityFiles { chain: self.path("svid.pem"), key: self.path("svid.key") },
+            identity: IdentityFiles { chain: self.path("svid.pem"), key: self.path("svid.key"), enrolled: None },
             mode: self.mode.clone(),
             device: DevicePath::new("gw").unwrap(),
             timeout: Duration::from_secs(10),

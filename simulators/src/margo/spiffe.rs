@@ -410,7 +410,10 @@ fn authority(name: &str, constraints: BasicConstraints) -> CertificateParams {
 fn tier(domain: &str, number: u32) -> Result<Tier, MargoSimError> {
     let name = format!("{domain} root {number}");
     let key = KeyPair::generate().map_err(MargoSimError::certificate(&name))?;
-    let params = authority(&name, BasicConstraints::Unconstrained);
+    let mut params = authority(&name, BasicConstraints::Unconstrained);
+    let id = format!("spiffe://{domain}");
+    let id = id.as_str().try_into().map_err(MargoSimError::certificate(&name))?;
+    params.subject_alt_names = vec![SanType::URI(id)];
     let root = params.self_signed(&key).map_err(MargoSimError::certificate(&name))?;
     let public_key = key.public_key_raw().to_vec();
     let root_issuer = Issuer::new(params, key);

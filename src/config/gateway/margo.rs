@@ -56,7 +56,10 @@ pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<(Config, 
         &[("one", Wildcard::One), ("every", Wildcard::Every), ("refused", Wildcard::Refused)];
     let own_section = section.section("identity", "margo.identity");
     let svid = own_section.table("est", "margo.identity.est").map(|est| enrolment(&own_section, &est, device.as_ref()));
-    let identity = if svid.is_some() { enrolled(&directory) } else { identity(&own_section, &directory) };
+    let identity = match &svid {
+        Some(est) => enrolled(&directory, est.as_ref()),
+        None => identity(&own_section, &directory),
+    };
     let (devices, identities) = devices(section, mode);
     let generation = generation(section);
     // Everything is read before anything is given up, so that every mistake is reported at once.
@@ -106,9 +109,10 @@ pub(super) fn read(section: &Reader<'_>, gateway: &Identity) -> Option<(Config, 
 }
 
 /// Where the keeper of an enrolled identity puts it.
-fn enrolled(directory: &std::path::Path) -> IdentityFiles {
+fn enrolled(directory: &std::path::Path, est: Option<&Est>) -> IdentityFiles {
     let current = enrolment_directory(directory).join("current");
-    IdentityFiles { chain: current.join("cert.pem"), key: current.join("key.pem") }
+    let enrolled = est.and_then(|est| est.uri.clone());
+    IdentityFiles { chain: current.join("cert.pem"), key: current.join("key.pem"), enrolled }
 }
 
 /// Where the SVID is enrolled, and as whom.
@@ -137,6 +141,7 @@ fn identity(section: &Reader<'_>, directory: &std::path::Path) -> IdentityFiles 
     IdentityFiles {
         chain: section.optional("cert", path).unwrap_or_else(|| directory.join("svid.pem")),
         key: section.optional("key", path).unwrap_or_else(|| directory.join("svid.key")),
+        enrolled: None,
     }
 }
 
@@ -251,7 +256,7 @@ fn devices(section: &Reader<'_>, mode: Modes) -> Devices {
         }
         let Some(device) = found else { continue };
         if let Some((chain, key)) = files {
-            identities.insert(device.clone(), IdentityFiles { chain, key });
+            identities.insert(device.clone(), IdentityFiles { chain, key, enrolled: None });
         }
         if all.insert(device.clone(), details).is_some() {
             reader.error("id", format!("device {device} stands here twice"));

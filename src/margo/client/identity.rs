@@ -89,22 +89,21 @@ impl IdentityDesk {
                 if let Some(complaint) = material.own.complaint(&material.bundle, self.time.reading().seconds) {
                     tracing::warn!("the fleet manager will probably refuse our own SVID: {complaint}");
                 }
+                if let Some(complaint) = self.keeper.files().misnamed(&material.own) {
+                    tracing::warn!("{complaint}");
+                }
                 let name = material.own.name().id().to_string();
                 self.shared.set(Ok(material));
                 self.exchange.renew();
                 self.changes.send_replace(name);
             }
             None => {
-                let missing = match (self.keeper.own(), self.keeper.bundle()) {
-                    (None, _) => "our own SVID is missing; `fieldgate margo join` says how to get one",
-                    _ => "there is no trust bundle yet",
-                };
                 if let Some(why) = why {
                     self.shared.set(Err(why));
                     // What was made with an identity that is gone is not used any more.
                     self.exchange.renew();
-                } else if exchanged {
-                    self.shared.set(Err(missing.to_owned()));
+                } else if exchanged && self.keeper.own().is_some() {
+                    self.shared.set(Err("there is no trust bundle yet".to_owned()));
                 }
             }
             Some(_) => {}

@@ -1,5 +1,6 @@
 //! The trust bundle: a SPIFFE bundle (JWK set) made into trust anchors.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::super::words::Digest;
@@ -54,6 +56,7 @@ pub struct TrustBundle {
     pub digest: Digest,
     anchors: Vec<CertificateDer<'static>>,
     roots: Arc<RootCertStore>,
+    domains: BTreeSet<String>,
     ignored: usize,
 }
 
@@ -111,6 +114,7 @@ impl TrustBundle {
             sequence: set.spiffe_sequence.unwrap_or(0),
             refresh: Duration::from_secs(hint),
             digest: Digest::of(bytes),
+            domains: anchors.iter().filter_map(domain).collect(),
             anchors,
             roots: Arc::new(roots),
             ignored,
@@ -140,6 +144,11 @@ impl TrustBundle {
         &self.roots
     }
 
+    /// The trust domains that the anchors name; an anchor need not name one.
+    pub fn domains(&self) -> &BTreeSet<String> {
+        &self.domains
+    }
+
     /// Keys with `use: x509-svid` that could not be used.
     pub fn ignored(&self) -> usize {
         self.ignored
@@ -157,6 +166,16 @@ impl TrustBundle {
         serde_json::json!({ "spiffe_sequence": sequence, "spiffe_refresh_hint": DEFAULT_HINT, "keys": keys })
             .to_string()
     }
+}
+
+/// The trust domain of an authority, by its own SPIFFE ID.
+fn domain(der: &CertificateDer<'static>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let names = &certificate.subject_alternative_name().ok()??.value.general_names;
+    names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix("spiffe://")?.split('/').next().map(str::to_owned),
+        _ => None,
+    })
 }
 
 enum Kind {

@@ -20,12 +20,35 @@ const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(300);
 
 /// Where our SVID lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IdentityFiles {
     /// Chain, PEM, the leaf first.
     pub chain: PathBuf,
     /// Private key, PKCS#8 PEM.
     pub key: PathBuf,
+    /// The SPIFFE ID that an enrolment server (EST) is asked for; `None` when an operator installs the files.
+    pub enrolled: Option<String>,
+}
+
+impl IdentityFiles {
+    /// What is to be done to have an SVID, in words.
+    pub const fn remedy(&self) -> &'static str {
+        match self.enrolled {
+            Some(_) => "the running gateway enrols it, and its health and log say how that goes",
+            None => "`fieldgate margo join` makes a key and a request for it",
+        }
+    }
+
+    /// What is wrong with the name of an SVID that was enrolled.
+    pub fn misnamed(&self, own: &OwnSvid) -> Option<String> {
+        let (asked, found) = (self.enrolled.as_ref()?, own.name().id());
+        (asked != found.as_str()).then(|| {
+            format!(
+                "our own SVID is of {found}, and [margo.identity.est] asks for {asked}: the server granted another name, or \
+                 the settings were changed since; until it is enrolled anew the fleet manager of these settings refuses it"
+            )
+        })
+    }
 }
 
 /// Where an SVID that is enrolled over EST is kept, below the client's directory.
@@ -85,11 +108,17 @@ pub enum KeeperError {
     /// The server did not give one.
     #[error("the trust bundle could not be fetched: {0}")]
     Fetch(String),
+    /// There is no key yet.
+    #[error("our own SVID is missing; {0}")]
+    Missing(&'static str),
     /// The key was destroyed.
-    #[error(
-        "our own key {0} is gone, and what was made with it is not used any more; `fieldgate margo join` makes another"
-    )]
-    KeyGone(String),
+    #[error("our own key {key} is gone, and what was made with it is not used any more; {remedy}")]
+    KeyGone {
+        /// Its file.
+        key: String,
+        /// What is to be done.
+        remedy: &'static str,
+    },
     /// An exchanged SVID of somebody else.
     #[error(
         "the new SVID is of {found}, this client is {wanted}; a transfer is a new enrolment: `fieldgate margo leave`, then join"
@@ -174,6 +203,11 @@ impl Keeper {
         self.bundle.as_ref()
     }
 
+    /// Where our own SVID lies.
+    pub fn files(&self) -> &IdentityFiles {
+        &self.files
+    }
+
     /// Where the bundle comes from.
     pub fn source(&self) -> &BundleSource {
         &self.source
@@ -200,7 +234,11 @@ impl Keeper {
         }
         if self.own.is_some() && !self.files.key.exists() {
             self.own = None;
-            return Some(Err(KeeperError::KeyGone(self.files.key.display().to_string())));
+            let (key, remedy) = (self.files.key.display().to_string(), self.files.remedy());
+            return Some(Err(KeeperError::KeyGone { key, remedy }));
+        }
+        if self.own.is_none() && !self.files.key.exists() {
+            return Some(Err(KeeperError::Missing(self.files.remedy())));
         }
         Some(self.take_identity(OwnSvid::load(&self.files.chain, &self.files.key)))
     }

@@ -102,7 +102,12 @@ impl OwnSvid {
 
     /// What the fleet manager would complain about at `now` (Unix seconds), if it has the same bundle.
     pub fn complaint(&self, bundle: &TrustBundle, now: i64) -> Option<SvidError> {
-        check(self.chain(), bundle, self.name.id().trust_domain(), now, Side::Client).err()
+        let (found, domains) = (self.name.id().trust_domain(), bundle.domains());
+        if !domains.is_empty() && !domains.contains(found) {
+            let bundle = domains.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Some(SvidError::OtherBundle { found: found.to_owned(), bundle });
+        }
+        check(self.chain(), bundle, found, now, Side::Client).err()
     }
 }
 

@@ -55,6 +55,14 @@ pub enum SvidError {
         /// In our own SVID.
         wanted: String,
     },
+    /// The bundle is another domain's.
+    #[error("the certificate is of trust domain {found}, and the trust bundle in force is of {bundle}")]
+    OtherBundle {
+        /// In the certificate.
+        found: String,
+        /// Of the bundle's anchors.
+        bundle: String,
+    },
     /// Somebody else of our domain.
     #[error("the certificate is that of {found}; our own SVID says that the fleet manager is {wanted}")]
     OtherPeer {
@@ -116,7 +124,7 @@ impl SvidError {
             Self::Malformed(_) => "malformed",
             Self::NotOneUri(_) => "not-one-uri",
             Self::Uri(_) => "no-spiffe-id",
-            Self::OtherDomain { .. } => "other-trust-domain",
+            Self::OtherDomain { .. } | Self::OtherBundle { .. } => "other-trust-domain",
             Self::OtherPeer { .. } => "other-peer",
             Self::Authority => "authority",
             Self::MaySign(_) => "may-sign",

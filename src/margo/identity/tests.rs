@@ -305,7 +305,7 @@ impl Files {
 
     fn keeper(&self, source: BundleSource) -> Keeper {
         let path = |name: &str| self.directory.path().join(name);
-        let files = IdentityFiles { chain: path("svid.pem"), key: path("svid.key") };
+        let files = IdentityFiles { chain: path("svid.pem"), key: path("svid.key"), enrolled: None };
         Keeper::new(files, source, BundleCache::new(&path("cache"), Disk::default()))
     }
 

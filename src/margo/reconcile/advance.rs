@@ -155,9 +155,11 @@ impl Reconciler {
         if let Some(at) = placement.parts.iter().position(|part| part.order.is_some()) {
             return self.give_again(key, placement, at);
         }
-        let reachable = self.devices.get(&placement.path).is_some_and(|view| view.reachable);
-        if !reachable {
-            return self.unreachable(placement);
+        match self.devices.get(&placement.path) {
+            Some(view) if view.reachable => {}
+            // It has not had the time to answer yet: nothing is known, and nothing is told.
+            Some(view) if view.connecting => return,
+            _ => return self.unreachable(placement),
         }
         if self.undo_next(key, placement, now_ns) {
             return;

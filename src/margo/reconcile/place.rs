@@ -50,6 +50,8 @@ pub struct DeviceView {
     pub able: Functions,
     /// Whether it answers.
     pub reachable: bool,
+    /// Whether it will have answered in a moment, or be known as unreachable.
+    pub connecting: bool,
     /// What its container engine allows; `None` when it has none.
     pub engine: Option<Allowed>,
     /// Compose projects of which the containers are gone.
@@ -156,7 +158,8 @@ fn choose(look: &Look<'_>, within: impl Fn(&DevicePath) -> bool, how: Wildcard) 
         return Placed::On([kept.clone()].into());
     }
     let load = |path: &DevicePath| look.load.get(path).copied().unwrap_or(0);
-    let best = fitting.iter().min_by_key(|(path, view)| (taken(path), !view.reachable, load(path), *path));
+    let best =
+        fitting.iter().min_by_key(|(path, view)| (taken(path), !view.reachable && !view.connecting, load(path), *path));
     match best {
         Some((path, _)) => Placed::On([(*path).clone()].into()),
         None => Placed::Nowhere(StatusError::of(

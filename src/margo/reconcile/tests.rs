@@ -123,6 +123,7 @@ fn view(device: Option<&str>) -> DeviceView {
         functions: all,
         able: all,
         reachable: true,
+        connecting: false,
         engine: None,
         lost: BTreeSet::new(),
     }

@@ -14,6 +14,7 @@ fn child(id: &str) -> Child {
         firmware: Some("1.4".to_owned()),
         functions: Functions::default(),
         reachable: true,
+        connecting: false,
         lost: BTreeSet::new(),
     }
 }

@@ -184,6 +184,7 @@ impl Yard {
             protocol: "modbus-tcp".to_owned(),
             functions: Functions { recipe: true, ..Functions::default() },
             reachable: true,
+            connecting: false,
             lost: BTreeSet::new(),
         };
         *self.children.lock().unwrap() = names.iter().map(child).collect();

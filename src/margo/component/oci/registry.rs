@@ -5,7 +5,7 @@
 //! are followed (large registries keep their blobs elsewhere), but not out of TLS. The login is shown only to the registry,
 //! or to where it says that tokens are given out, over TLS or to one that is spoken to without.
 //!
-//! `docs/decisions/0007-registry-within-limits.md` says why requests are made here and not by the OCI client crate.
+//! `docs/decisions/0008-registry-within-limits.md` says why requests are made here and not by the OCI client crate.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

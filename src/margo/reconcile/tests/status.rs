@@ -74,3 +74,20 @@ async fn absence_from_the_manifest_is_what_deletes() {
     assert_eq!(bench.last(1, Some("gw/a")).state, State::Removed);
     assert_eq!(bench.last(1, Some("gw/a")).adopted_manifest_version, 3, "the removal is what that manifest wants");
 }
+
+#[tokio::test]
+async fn a_device_that_has_not_had_the_time_to_answer_is_waited_for_without_a_word() {
+    let mut bench = Bench::new().await;
+    let (a, b) = (path("gw/a"), path("gw/b"));
+    for device in [&a, &b] {
+        let view = bench.devices.get_mut(device).unwrap();
+        (view.reachable, view.connecting) = (false, true);
+    }
+    bench.look().await;
+    bench.want(&[(1, "gw/a", &["r1"]), (2, "gw/b", &["r1"])]).await;
+    assert_eq!((bench.states(1, Some("gw/a")), bench.code(1, Some("gw/a"))), (vec!["pending"], String::new()));
+    bench.set("gw/a", |view| (view.reachable, view.connecting) = (true, false)).await;
+    assert_eq!(bench.states(1, Some("gw/a")), ["pending", "installing", "installed"]);
+    bench.set("gw/b", |view| view.connecting = false).await;
+    assert_eq!((bench.last(2, Some("gw/b")).state, bench.code(2, Some("gw/b")).as_str()), (State::Failed, "102"));
+}
