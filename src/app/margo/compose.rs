@@ -18,6 +18,8 @@
 mod command;
 mod judge;
 mod store;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

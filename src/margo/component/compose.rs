@@ -295,6 +295,12 @@ pub(crate) mod tests {
         read(&[layer(FILE_TYPE, text.as_bytes())])
     }
 
+    /// A project of one service.
+    pub(crate) fn project(owner: &str, image: &str) -> Project {
+        let read = file(&format!("services: {{web: {{image: {image}}}}}")).unwrap();
+        Project { owner: owner.to_owned(), ..read }
+    }
+
     const WEB: &str = "services:\n  web:\n    image: web:1\n    environment:\n      SPEED: ${SPEED:-1}\n";
 
     #[test]

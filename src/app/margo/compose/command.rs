@@ -338,7 +338,7 @@ mod tests {
     async fn a_slow_program_ends_with_all_that_it_started() {
         let dir = tempfile::tempdir().unwrap();
         let slow = engine("echo waiting >&2; sleep 600 & echo $! >child; wait");
-        let error = Tool::new(&slow, dir.path()).run(call(dir.path()), Duration::from_secs(1)).await.unwrap_err();
+        let error = Tool::new(&slow, dir.path()).run(call(dir.path()), Duration::from_secs(4)).await.unwrap_err();
         assert!(matches!(&error, CommandError::TimedOut(words) if words == "waiting"), "{error}");
         // The lock is free only when its last holder is gone.
         let quick = engine("exit 0");

@@ -17,7 +17,7 @@ impl Engines {
         futures::future::join_all(hosts).await;
     }
 
-    async fn look(&self, host: &Host, sweeps: bool) {
+    pub(super) async fn look(&self, host: &Host, sweeps: bool) {
         let orders = held(&self.busy).clone();
         let busy = self.busy.clone();
         let sweep = move |name: &str, directory: &std::path::Path| {
