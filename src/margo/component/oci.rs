@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use oci_client::Reference;
+use oci_spec::distribution::Reference;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use layout::{Layout, read_limited};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use oci_client::Reference;
+use oci_spec::distribution::Reference;
 
 use super::super::format::MAX_MANIFEST;
 use super::{Found, Miss};

@@ -12,8 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use oci_client::Reference;
-use oci_client::manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE};
+use oci_spec::distribution::Reference;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 use tokio::time::Instant;
@@ -22,6 +21,9 @@ use super::super::format::{Layer, MAX_MANIFEST};
 use super::{Miss, SourceConfig};
 use crate::security::Secret;
 
+/// Manifests of images, of the open standard and of Docker.
+pub(super) const OCI_IMAGE_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_IMAGE_MEDIA_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Longest answer of a token service.
 const MAX_TOKEN: usize = 64 << 10;
 /// What is read of a refusal.
@@ -92,7 +94,7 @@ impl Registry {
     /// The manifest of an artifact as it is.
     pub async fn manifest(&self, reference: &Reference) -> Result<Bytes, Miss> {
         let which = reference.digest().or_else(|| reference.tag()).unwrap_or("latest");
-        let types = [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE].join(", ");
+        let types = [OCI_IMAGE_MEDIA_TYPE, DOCKER_IMAGE_MEDIA_TYPE].join(", ");
         let until = self.pace.of(0);
         let answer = self.get(reference, &format!("manifests/{which}"), &types, until).await?;
         whole(Body { answer, until }, MAX_MANIFEST, "its manifest").await

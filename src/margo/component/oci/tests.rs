@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use oci_client::manifest::OCI_IMAGE_MEDIA_TYPE;
+use super::registry::OCI_IMAGE_MEDIA_TYPE;
 
 use super::super::format::tests::artifact;
 use super::super::{CONFIGURATION_TYPE, FIRMWARE_MANIFEST_TYPE, PointValue, RECIPE_TYPE};
