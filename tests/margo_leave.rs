@@ -81,8 +81,8 @@ fn leaving_at_once_leaves_deployments_on_devices_and_a_transfer_begins_anew() {
     let (site, devices) = joined(&manager);
     let gateway = site.start();
     site.wait_for_state("pump-1", "online");
-    let id = manager.deploy("plant/pump-1", "pump");
-    manager.reaches(&id, Some("plant/pump-1"), "installed");
+    let old = manager.deploy("plant/pump-1", "pump");
+    manager.reaches(&old, Some("plant/pump-1"), "installed");
     manager.runtime.block_on(manager.wfm.set_down(Down::Refused)).unwrap();
     let words = not_left(&site, &["--now"]);
     assert!(words.contains("3 devices are still to be taken back") && words.contains("refused"), "{words}");
@@ -114,5 +114,9 @@ fn leaving_at_once_leaves_deployments_on_devices_and_a_transfer_begins_anew() {
     support::eventually("what was left is taken back", margo_support::PATIENCE, || {
         (devices[0].writes() == [(10, 42), (10, 1_010)]).then_some(())
     });
+    // It hears nothing of that: it never knew that deployment.
+    second.asked(3);
+    assert_eq!(second.statuses(&old), []);
+    second.found_nothing_wrong();
     stop(gateway);
 }

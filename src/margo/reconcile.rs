@@ -24,6 +24,7 @@ mod core;
 mod place;
 mod record;
 mod report;
+mod settle;
 mod tell;
 #[cfg(test)]
 pub(crate) mod tests;
