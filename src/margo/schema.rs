@@ -20,9 +20,6 @@ const PROPERTIES: [&str; 12] = [
     "supportedRuntimes",
     "supportedDeploymentTypes",
 ];
-/// With one of these a device says that it hosts; then it says all that are required of one.
-const HOSTING: [&str; 4] = ["cpus", "memory", "storage", "supportedDeploymentTypes"];
-
 /// What is wrong with a DeviceCapabilitiesManifest; empty when nothing is.
 pub fn capabilities(value: &Value) -> Vec<String> {
     let mut found = Vec::new();
@@ -60,12 +57,13 @@ fn check_properties(properties: &Map<String, Value>, found: &mut Vec<String>) {
     if properties.get("id").and_then(Value::as_str).is_some_and(|id| DevicePath::new(id).is_err()) {
         found.push("`properties.id` is no deviceId".to_owned());
     }
-    let hosts = PROPERTIES[4..].iter().any(|name| properties.contains_key(*name));
-    if !hosts {
+    // With one of these a device says that it hosts, and then it says all of them.
+    let hosting = &PROPERTIES[4..];
+    if !hosting.iter().any(|name| properties.contains_key(*name)) {
         return;
     }
     found.extend(
-        HOSTING
+        hosting
             .iter()
             .filter(|name| !properties.contains_key(**name))
             .map(|name| format!("`properties.{name}` is missing in a device that hosts")),
@@ -144,8 +142,51 @@ mod tests {
     use serde_json::json;
 
     use super::super::api::tests_support::example_status;
-    use super::super::capabilities::tests::child;
+    use super::super::capabilities::DeviceCapabilities;
+    use super::super::capabilities::tests::{child, hosting};
     use super::*;
+
+    #[test]
+    fn a_host_says_everything_in_the_words_of_the_standard_or_nothing() {
+        let whole = DeviceCapabilities { hosting: Some(hosting(4.0, "12Gi")), ..child() }.to_json();
+        assert_eq!(capabilities(&whole), Vec::<String>::new());
+        for name in &PROPERTIES[4..] {
+            let mut less = whole.clone();
+            less["properties"].as_object_mut().unwrap().remove(*name);
+            assert!(capabilities(&less).iter().any(|wrong| wrong.contains(name)), "{name}");
+        }
+        let types = |names: &[&str]| names.iter().map(|name| json!({ "type": name })).collect::<Vec<_>>();
+        let every = [
+            ("peripherals", json!(types(&["gpu", "display", "camera", "microphone", "speaker"]))),
+            ("interfaces", json!(types(&["ethernet", "wifi", "cellular", "bluetooth", "usb", "canbus", "rs232"]))),
+            ("supportedRuntimes", json!(["oci", "custom"])),
+            ("supportedDeploymentTypes", json!(["helm", "compose", "custom"])),
+            ("cpus", json!(["amd64", "arm64", "arm"].map(|name| json!({ "cores": 0.5, "architecture": name })))),
+        ];
+        let with = |name: &str, value: &Value| {
+            let mut changed = whole.clone();
+            changed["properties"][name] = value.clone();
+            capabilities(&changed)
+        };
+        for (name, words) in every {
+            assert_eq!(with(name, &words), Vec::<String>::new(), "{name}");
+        }
+        let none = [
+            ("peripherals", json!([{ "type": "printer" }])),
+            ("interfaces", json!([{ "type": "rs485" }])),
+            ("supportedRuntimes", json!([])),
+            ("supportedRuntimes", json!(["wasm"])),
+            ("supportedDeploymentTypes", json!([])),
+            ("supportedDeploymentTypes", json!(["helm.v3"])),
+            ("cpus", json!([])),
+            ("cpus", json!([{ "cores": 1, "architecture": "x86_64" }])),
+            ("cpus", json!([{ "cores": "1", "architecture": "arm" }])),
+            ("otelCollector", json!(false)),
+        ];
+        for (name, words) in none {
+            assert!(!with(name, &words).is_empty(), "{name} {words}");
+        }
+    }
 
     #[test]
     fn messages_of_ours_are_valid_and_broken_ones_are_not() {
