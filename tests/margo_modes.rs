@@ -59,14 +59,21 @@ fn an_opaque_gateway_is_one_device_with_combined_capabilities_and_places_deploym
     manager.reaches(&second, None, "installed");
     let writes = || devices.iter().map(FakeDevice::writes).collect::<Vec<_>>();
     assert_eq!(writes(), [[(10, 42)], [(10, 42)]]);
+    // One too many waits for whoever gives up first, and moves there.
+    let third = manager.deploy("plant", "pump");
+    let (code, _, why) = error(&manager.reaches(&third, None, "failed"));
+    assert!(code == "conflict" && why.contains("is held by deployment"), "{code}: {why}");
+    manager.remove(&second, None);
+    manager.reaches(&third, None, "installed");
+    assert_eq!(writes(), [vec![(10, 42)], vec![(10, 42), (10, 1_010), (10, 42)]]);
     // What is inside is nobody's to name.
     let inside = manager.deploy("plant/pump-1", "pump");
     let (code, source, _) = error(&manager.reaches(&inside, None, "failed"));
     assert_eq!((code.as_str(), source.as_str()), ("101", "plant"));
-    for id in [first, second, inside] {
+    for id in [first, third, inside] {
         manager.remove(&id, None);
     }
-    assert!(writes().iter().all(|writes| writes[1..] == [(10, 1_010)]), "{:?}", writes());
+    assert!(writes().iter().all(|writes| writes.last() == Some(&(10, 1_010))), "{:?}", writes());
     assert_eq!(manager.wfm.with(|seen| seen.devices.keys().cloned().collect::<Vec<_>>()), ["plant"]);
     manager.found_nothing_wrong();
     stop(gateway);
