@@ -7,8 +7,6 @@ mod margo_support;
 mod support;
 mod whole_support;
 
-use std::io::Write;
-
 use fieldgate::margo::component::RECIPE_TYPE;
 use fieldgate::margo::component::compose::{ARCHIVE_TYPES, FILE_TYPE};
 use fieldgate_simulators::margo::Deployment;
@@ -264,21 +262,6 @@ fn a_project_is_installed_updated_set_back_and_removed() {
     stop(gateway);
 }
 
-/// A gzipped tar.
-fn archive(files: &[(&str, &str)]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, text) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(text.len() as u64);
-        header.set_mode(0o644);
-        header.set_cksum();
-        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
-    }
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&tar.into_inner().unwrap()).unwrap();
-    gzip.finish().unwrap()
-}
-
 #[test]
 fn a_child_with_an_engine_of_its_own_takes_projects_and_is_102_while_it_does_not_answer() {
     let manager = Manager::start(|_| {});
@@ -288,7 +271,7 @@ fn a_child_with_an_engine_of_its_own_takes_projects_and_is_102_while_it_does_not
     site.device("pc", device.port(), "delegated = [\"command\"]\nrate = \"200 ms\"\n", "", POINT);
     let files = [("shop/compose.yaml", compose("web:1", "")), ("shop/.env", "TOKEN=from the package\n".to_owned())];
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
-    artifact(&site, "shop", &[(ARCHIVE_TYPES[0], archive(&files))]);
+    artifact(&site, "shop", &[(ARCHIVE_TYPES[0], margo::archive(&files))]);
     package(&site, "mounts", "services: {web: {image: a, volumes: ['./conf:/conf']}}\n");
     let engine = Engine::of(&site);
     engine.faults(&json!([{ "fault": "unreachable" }]));

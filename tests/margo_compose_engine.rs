@@ -12,7 +12,6 @@ mod margo_support;
 mod support;
 mod whole_support;
 
-use std::io::Write;
 use std::process::Command;
 
 use fieldgate::margo::component::compose::ARCHIVE_TYPES;
@@ -100,23 +99,9 @@ impl Engine {
             "volumes": { "data": null },
             "configs": { "app": { "content": format!("{conf}\n") } },
         });
-        let archive = archive(&[("compose.yaml", &file.to_string()), ("app.conf", &format!("{conf}\n"))]);
+        let archive = margo::archive(&[("compose.yaml", &file.to_string()), ("app.conf", &format!("{conf}\n"))]);
         artifact(site, name, &[(ARCHIVE_TYPES[0], archive)]);
     }
-}
-
-fn archive(files: &[(&str, &str)]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, text) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(text.len() as u64);
-        header.set_mode(0o644);
-        header.set_cksum();
-        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
-    }
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(&tar.into_inner().unwrap()).unwrap();
-    gzip.finish().unwrap()
 }
 
 fn deployment(name: &str) -> Deployment {

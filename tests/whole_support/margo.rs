@@ -1,5 +1,6 @@
 //! What a site needs to be the client of a simulated fleet manager: artifacts in a directory, the settings, and the way in.
 
+use std::io::Write;
 use std::time::Duration;
 
 use fieldgate::margo::words::Digest;
@@ -83,4 +84,19 @@ pub fn wait<T>(runtime: &Runtime, wfm: &Wfm, what: &str, look: impl Fn(&Records)
         });
         panic!("{error}\ndevices {devices:?}\n{}", last.collect::<Vec<_>>().join("\n"))
     })
+}
+
+/// A gzipped tar of these files.
+pub fn archive(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        tar.append_data(&mut header, name, text.as_bytes()).unwrap();
+    }
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar.into_inner().unwrap()).unwrap();
+    gzip.finish().unwrap()
 }

@@ -123,21 +123,21 @@ pub(super) fn place(target: Option<&Target>, look: &Look<'_>) -> Placed {
     let own = Target::Device(scope.top.clone());
     match target.unwrap_or(&own) {
         Target::Device(path) if scope.opaque && *path == scope.top => choose(look, |_| true, Wildcard::One),
-        Target::Device(path) if scope.opaque => unknown(scope, path),
+        Target::Device(_) if scope.opaque => unknown(scope),
         Target::Below(path) if scope.opaque && *path == scope.top => choose(look, |_| true, Wildcard::One),
         Target::Device(path) if look.devices.contains_key(path) => Placed::On([path.clone()].into()),
-        Target::Device(path) => unknown(scope, path),
+        Target::Device(_) => unknown(scope),
         Target::Below(_) if scope.wildcard == Wildcard::Refused => {
             Placed::Nowhere(StatusError::no_placement(&scope.top))
         }
         Target::Below(path) if look.devices.contains_key(path) => {
             choose(look, |found| found.is_below(path), scope.wildcard)
         }
-        Target::Below(path) => unknown(scope, path),
+        Target::Below(_) => unknown(scope),
     }
 }
 
-fn unknown(scope: &Scope, _: &DevicePath) -> Placed {
+fn unknown(scope: &Scope) -> Placed {
     Placed::Nowhere(StatusError::unknown_child(&scope.top))
 }
 
