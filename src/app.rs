@@ -33,8 +33,6 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use management::keys::{leave_claim_code, signing_key};
-#[cfg(feature = "margo")]
-pub use margo::STATUS_FILE as MARGO_STATUS;
 pub use wire::{Gateway, StartError};
 
 use crate::config::{self, Loaded};

@@ -124,4 +124,9 @@ fn what_is_wrong_with_the_fleet_managers_certificate_is_said_too() {
     manager.wfm.serve(Flaw::None).unwrap();
     eventually("the connection", PATIENCE, || status(&site).contains("the last request was answered").then_some(()));
     stop(gateway);
+    // The gateway stands still: what it said last gets older.
+    eventually("the age of the last poll", PATIENCE, || {
+        let age = status(&site).split_once("the last poll was answered ")?.1.split_once(" s ago")?.0.parse::<u64>();
+        (age.unwrap() >= 1).then_some(())
+    });
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
-pub use clients::{STATUS_FILE, start};
+pub use clients::start;
 
 use super::events::EventLog;
 use super::firmware::FirmwareDesk;

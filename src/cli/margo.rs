@@ -8,7 +8,8 @@ use clap::Subcommand;
 use super::CliError;
 use super::table::Table;
 use crate::config::checked::Est;
-use crate::margo::client::{ClientStatus, LeaveFile, Leaving, Wish};
+use crate::config::format_duration;
+use crate::margo::client::{ClientStatus, LeaveFile, Leaving, StatusFiles, Wish};
 use crate::margo::config::{Config, Generation, Member};
 use crate::margo::identity::{
     BundleCache, BundleSource, ClientName, IdentityFiles, Moment, OwnSvid, TrustBundle, make_svid_request,
@@ -224,11 +225,9 @@ fn held(member: &Member, source: &BundleSource) -> Result<TrustBundle, String> {
 }
 
 fn read_status(directory: &Path) -> Result<ClientStatus, CliError> {
-    let path = directory.join(crate::app::MARGO_STATUS);
-    let bytes = std::fs::read(&path).map_err(|error| {
-        CliError::Other(format!("{}: {error}; does the gateway run with this configuration?", path.display()))
-    })?;
-    serde_json::from_slice(&bytes).map_err(|_| CliError::odd_answer())
+    StatusFiles::new(directory)
+        .read()
+        .map_err(|error| CliError::Other(format!("{error}; does the gateway run with this configuration?")))
 }
 
 fn status(config: &Config, json: bool) -> Result<(), CliError> {
@@ -245,12 +244,12 @@ fn status(config: &Config, json: bool) -> Result<(), CliError> {
             println!("device    {device}");
         }
         check(config, member)?;
-        show(read_status(&member.directory)?);
+        show(&read_status(&member.directory)?);
     }
     Ok(())
 }
 
-fn show(status: ClientStatus) {
+fn show(status: &ClientStatus) {
     println!("server    {}", status.url);
     let connection = match (status.retired, status.connected) {
         (true, _) => "the fleet manager has retired this client",
@@ -270,14 +269,27 @@ fn show(status: ClientStatus) {
             println!("leaving   it leaves; `fieldgate margo leave` says what it waits for");
         }
     }
-    println!("manifest  version {}", status.manifest_version);
+    println!(
+        "manifest  version {}; {}",
+        status.manifest_version,
+        last_poll(status.polled_ms, SystemClock::default().wall_ms())
+    );
     println!("devices   {} of {} reported", status.devices_reported, status.devices);
     println!("outbox    {} statuses wait", status.statuses_waiting);
     let mut table = Table::new(["deployment", "device", "state", "reason"]);
-    for line in status.deployments {
+    for line in status.deployments.iter().cloned() {
         table.row([line.deployment, line.device, line.state, line.reason]);
     }
     print!("{table}");
+}
+
+/// When the fleet manager last said what is deployed; a gateway that stands still shows here.
+fn last_poll(polled_ms: i64, now_ms: i64) -> String {
+    if polled_ms == 0 {
+        return "no poll was answered yet".to_owned();
+    }
+    let passed = Duration::from_secs(u64::try_from(now_ms.saturating_sub(polled_ms)).unwrap_or(0) / 1_000);
+    format!("the last poll was answered {} ago", format_duration(passed))
 }
 
 fn leave(config: &Config, now: bool, wait: Duration, destroy_key: bool) -> Result<(), CliError> {

@@ -23,4 +23,4 @@ pub use engine::{Client, ClientError, Parts};
 pub use identity::{IdentityDesk, SharedMaterial};
 pub use leave::{LeaveFile, Leaving, Wish};
 pub use run::{RunError, run};
-pub use status::{ClientStatus, DeploymentLine};
+pub use status::{ClientStatus, DeploymentLine, StatusFiles};

@@ -1,7 +1,6 @@
-//! The supervised tasks: one client, or one per device of a transparent gateway, and a file that says how each stands.
+//! The supervised tasks: one client, or one per device of a transparent gateway, and files that say how each stands.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +11,12 @@ use super::compose::Engines;
 use super::state::StateStorage;
 use super::{GatewayPlant, Ground};
 use crate::app::supervisor::Supervisor;
-use crate::margo::client::{self, ClientStatus};
+use crate::margo::client::{self, ClientStatus, StatusFiles};
 use crate::margo::config::{Config, Member};
 use crate::margo::host::ContainerEngine;
 use crate::model::DeviceId;
 use crate::platform::clock::SharedClock;
-use crate::platform::durable::{Access as FileAccess, Disk};
 use crate::security::pki::BelievedTime;
-
-/// The file with a client's status, for `fieldgate margo status`.
-pub const STATUS_FILE: &str = "status.json";
 
 /// Starts the clients that the configuration names; each is started again when it fails.
 pub fn start(supervisor: &mut Supervisor, config: &Config, ground: &Ground, clock: &SharedClock, time: &BelievedTime) {
@@ -43,7 +38,7 @@ pub fn start(supervisor: &mut Supervisor, config: &Config, ground: &Ground, cloc
             watched.cancelled().await;
             Ok(())
         });
-        supervisor.spawn("margo status", keep_status(seen, member.directory.clone(), token.clone()));
+        supervisor.spawn("margo status", keep_status(seen, StatusFiles::new(&member.directory), token.clone()));
         let (config, clock, time) = (config.clone(), clock.clone(), time.clone());
         supervisor.spawn_restarting("margo client", move || {
             let (config, member, plant, storage) = (config.clone(), member.clone(), plant.clone(), storage.clone());
@@ -65,22 +60,21 @@ fn hosts(config: &Config, member: &Member) -> BTreeMap<Option<DeviceId>, Contain
     devices.chain(gateway.map(|engine| (None, engine))).collect()
 }
 
-/// Writes the status to a file, for the command line; at most once per second.
+/// Writes the status to its files, for the command line; at most once per second.
 async fn keep_status(
     mut seen: watch::Receiver<ClientStatus>,
-    directory: PathBuf,
+    mut files: StatusFiles,
     token: CancellationToken,
 ) -> Result<(), String> {
-    let disk = Disk::default();
     loop {
         let status = seen.borrow_and_update().clone();
-        let text = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        let (disk, directory) = (disk.clone(), directory.clone());
         let written = tokio::task::spawn_blocking(move || {
-            disk.create_directory(&directory, FileAccess::Private)?;
-            disk.replace(&directory.join(STATUS_FILE), &text, FileAccess::Private)
+            let written = files.write(status);
+            (files, written)
         });
-        if let Ok(Err(error)) = written.await {
+        let written = written.await.map_err(|error| error.to_string())?;
+        files = written.0;
+        if let Err(error) = written.1 {
             tracing::warn!(%error, "the status of the Margo client cannot be written");
         }
         tokio::select! {
