@@ -67,6 +67,14 @@ async fn keep_status(
     token: CancellationToken,
 ) -> Result<(), String> {
     loop {
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            changed = seen.changed() => if changed.is_err() {
+                // The client has ended for good.
+                token.cancelled().await;
+                return Ok(());
+            },
+        }
         let status = seen.borrow_and_update().clone();
         let written = tokio::task::spawn_blocking(move || {
             let written = files.write(status);
@@ -80,14 +88,6 @@ async fn keep_status(
         tokio::select! {
             () = token.cancelled() => return Ok(()),
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        }
-        tokio::select! {
-            () = token.cancelled() => return Ok(()),
-            changed = seen.changed() => if changed.is_err() {
-                // The client has ended for good.
-                token.cancelled().await;
-                return Ok(());
-            },
         }
     }
 }

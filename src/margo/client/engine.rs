@@ -134,9 +134,6 @@ impl<P: Plant, S: Storage + Clone, X: Exchange> Client<P, S, X> {
             lines_due_ns: 0,
             wish,
         };
-        client.status.send_modify(|status| {
-            (status.device, status.url) = (client.parts.scope.top.to_string(), client.parts.config.url.to_string());
-        });
         client.take(begun).await?;
         client.sweep().await?;
         Ok(client)

@@ -75,6 +75,7 @@ pub async fn run<P: Plant, S: Storage + Clone>(
 ) -> Result<(), RunError> {
     let scope =
         scope(&config, member.only.as_ref()).ok_or_else(|| RunError::setup(&"the device's id is no deviceId"))?;
+    status.send_modify(|status| (status.device, status.url) = (scope.top.to_string(), config.url.to_string()));
     let source = Arc::new(Source::new(config.source.clone(), member.images()).map_err(|e| RunError::setup(&e))?);
     let parts = |exchange: Arc<HttpExchange>| Parts {
         config: config.clone(),

@@ -50,8 +50,10 @@ impl ServerIdentity {
         let leaf = parse(&chain[0])?;
         let (serial, validity) = (Serial::from_bytes(leaf.raw_serial()), validity_of(&leaf));
         let identity = Self { chain, key, serial, validity };
+        let unusable =
+            |_| PkiError::invalid("private key", "its kind cannot be used; take ECDSA P-256 or P-384, Ed25519 or RSA");
         let mismatch = |error: rustls::Error| PkiError::invalid("certificate and key", error);
-        identity.certified_key().map_err(mismatch)?.keys_match().map_err(mismatch)?;
+        identity.certified_key().map_err(unusable)?.keys_match().map_err(mismatch)?;
         Ok(identity)
     }
 

@@ -83,6 +83,19 @@ fn keys_of_rsa_from_3072_bits_are_accepted_and_smaller_ones_and_other_curves_ref
 }
 
 #[test]
+fn a_key_of_our_own_that_cannot_be_used_says_which_can() {
+    let openssl = Openssl::new();
+    openssl.root("root", P256);
+    for (name, kind) in [("p521", P521), ("pss", &["-algorithm", "RSA-PSS"][..])] {
+        openssl.leaf(name, kind, "root", &[]);
+        let read = |file: String| std::fs::read_to_string(openssl.0.path().join(file)).unwrap();
+        let error = OwnSvid::from_pem(&read(format!("{name}.pem")), &read(format!("{name}.key"))).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("our own SVID: private key") && text.contains("take ECDSA P-256"), "{name}: {text}");
+    }
+}
+
+#[test]
 fn certificates_signed_with_rsa_by_pss_and_by_pkcs1_are_accepted() {
     let openssl = Openssl::new();
     let root = openssl.root("root", RSA_3072);
