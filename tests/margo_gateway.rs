@@ -64,6 +64,16 @@ fn a_gateway_joins_takes_a_recipe_survives_a_kill_and_takes_it_back() {
 
     manager.remove(&id, PUMP);
     assert_eq!(device.writes()[2..], [(10, 1_010)], "back to what was there before");
+
+    // The same deployment once more, with what its first revision was and then another.
+    manager.update(&id, "plant/pump", "pump");
+    manager.reaches(&id, PUMP, "installed");
+    assert_eq!(device.writes()[3..], [(10, 42)], "what comes back is done again");
+    manager.remove(&id, PUMP);
+    manager.update(&id, "plant/pump", "faster");
+    manager.reaches(&id, PUMP, "installed");
+    assert_eq!(device.writes()[4..], [(10, 1_010), (10, 43)]);
+    manager.remove(&id, PUMP);
     manager.found_nothing_wrong();
     stop(gateway);
 }

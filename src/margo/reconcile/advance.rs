@@ -200,7 +200,7 @@ impl Reconciler {
         let retry = Retry::Part(key.clone(), placement.parts[at].name.clone());
         if self.running.len() < JOBS && self.may_try(&retry, now_ns) {
             let name = placement.parts[at].name.clone();
-            let order = placement.next_order(&name);
+            let order = self.next_order(placement, &name);
             let part = &mut placement.parts[at];
             part.is_now(State::Removing);
             part.order = Some((order, true));
@@ -252,6 +252,13 @@ impl Reconciler {
         None
     }
 
+    /// The key of a new order. No two orders share one, also when a deployment is removed and comes again: whoever carries
+    /// orders out answers one that he knows without doing anything.
+    fn next_order(&mut self, placement: &Placement, part: &str) -> String {
+        self.orders += 1;
+        placement.order_key(part, self.orders)
+    }
+
     /// Gives the order of a part, for the first time or after a restart.
     fn give_again(&mut self, key: &PlacementKey, placement: &Placement, at: usize) {
         let part = &placement.parts[at];
@@ -287,7 +294,7 @@ impl Reconciler {
         {
             match before {
                 Ok(before) => {
-                    let order = placement.next_order(name);
+                    let order = self.next_order(&placement, name);
                     let digest = placement.aligned;
                     let part = &mut placement.parts[at];
                     let is_first = part.in_force().is_none();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::place::{DeviceView, Scope, Works};
-use super::record::{PLACEMENTS, Placement, RECORDS, Ready, ReadyPart, Record};
+use super::record::{ORDERS, PLACEMENTS, Placement, RECORDS, Ready, ReadyPart, Record};
 use super::report;
 use crate::margo::api::Backoff;
 use crate::margo::component::{Fetched, Work};
@@ -90,6 +90,9 @@ pub struct Reconciler {
     /// Before the first inventory nobody knows whether a child is unknown.
     inventory_known: bool,
     pub(super) outbox: Outbox,
+    /// How many orders were given since the gateway was set up, and how many of them the disk knows of.
+    pub(super) orders: u64,
+    orders_kept: u64,
     pub(super) running: BTreeMap<JobId, Running>,
     next_job: JobId,
     retries: BTreeMap<Retry, (u64, Backoff)>,
@@ -120,6 +123,10 @@ impl Reconciler {
             placements.insert((placement.deployment.clone(), placement.path.clone()), placement);
         }
         let outbox = Outbox::load(&storage.scan(outbox::PREFIX).await?)?;
+        let orders = match storage.scan(ORDERS).await?.first() {
+            Some((key, value)) => read(key, value)?,
+            None => 0,
+        };
         let mut named: BTreeSet<Digest> = BTreeSet::new();
         named.extend(
             records.values().filter_map(|r| r.ready.as_ref()).flat_map(|r| r.parts.iter().map(|part| part.work)),
@@ -142,6 +149,8 @@ impl Reconciler {
             devices: BTreeMap::new(),
             inventory_known: false,
             outbox,
+            orders,
+            orders_kept: orders,
             running: BTreeMap::new(),
             next_job: 0,
             retries: BTreeMap::new(),
@@ -423,6 +432,11 @@ impl Reconciler {
                 self.stirred.extend(waiting.map(|((id, _), _)| id.clone()).collect::<Vec<_>>());
                 self.go_on(now_ns);
             }
+        }
+        if self.orders != self.orders_kept {
+            // Before the placements that name the orders: a number is never given twice.
+            self.step.changes.push(Change::put(ORDERS.to_owned(), &self.orders)?);
+            self.orders_kept = self.orders;
         }
         self.tell()?;
         Ok(std::mem::take(&mut self.step))

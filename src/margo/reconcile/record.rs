@@ -13,6 +13,8 @@ use crate::model::DeviceId;
 pub const RECORDS: &str = "deployment/";
 /// Prefix of the placements' keys.
 pub const PLACEMENTS: &str = "placement/";
+/// Key of the number of orders that were given.
+pub(super) const ORDERS: &str = "orders";
 /// Code of what another deployment holds already.
 pub(super) const CONFLICT: &str = "conflict";
 
@@ -90,8 +92,6 @@ pub struct Placement {
     pub parts: Vec<Part>,
     /// It is to be undone here.
     pub leaving: bool,
-    /// Counts orders, so that each has a key of its own.
-    pub attempts: u32,
     /// Digest of the last report.
     pub told: Option<Digest>,
 }
@@ -142,7 +142,6 @@ impl Placement {
             begun: None,
             parts: Vec::new(),
             leaving: false,
-            attempts: 0,
             told: None,
         }
     }
@@ -166,10 +165,9 @@ impl Placement {
         Change::put(self.key(), self)
     }
 
-    /// The key of the next order: different for every order, the same for every run of the program.
-    pub(super) fn next_order(&mut self, part: &str) -> String {
-        self.attempts += 1;
-        let text = format!("{}\n{}\n{part}\n{}", self.deployment, self.path, self.attempts);
+    /// The key of the order with that number: the same for every run of the program.
+    pub(super) fn order_key(&self, part: &str, number: u64) -> String {
+        let text = format!("{number}\n{}\n{}\n{part}", self.deployment, self.path);
         format!("margo-{}", hex(&Digest::of(text.as_bytes()).as_bytes()[..16]))
     }
 }

@@ -518,7 +518,22 @@ async fn a_device_that_is_unreachable_during_removal_is_undone_when_it_answers()
     assert_eq!((bench.last(1, Some("gw/a")).state, bench.plant.point("a", "speed")), (State::Removed, Some(0)));
 }
 
-/// Install, update, a component less, a second deployment, removal: with a death after every number of commits.
+#[tokio::test]
+async fn what_was_removed_and_comes_back_is_done_again() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    for _ in 0..3 {
+        bench.want(&[(1, "gw/a", &["r1"])]).await;
+        assert_eq!((bench.last(1, Some("gw/a")).state, bench.plant.point("a", "speed")), (State::Installed, Some(10)));
+        bench.want(&[]).await;
+        assert_eq!((bench.last(1, Some("gw/a")).state, bench.plant.point("a", "speed")), (State::Removed, Some(0)));
+        bench.rise().await;
+    }
+    assert_eq!(bench.plant.done.len(), 6, "each order has a key of its own: {:?}", bench.plant.done);
+}
+
+/// Install, update, a component less, a second deployment, removal, the removed one again: with a death after every number
+/// of commits.
 async fn life(die_after: Option<usize>) -> Bench {
     let mut bench = Bench::new().await;
     bench.works.insert("r1@2".to_owned(), recipe(&[("speed", 20)]));
@@ -527,6 +542,7 @@ async fn life(die_after: Option<usize>) -> Bench {
     bench.want(&[(1, "gw/a", &["r1", "mode"]), (2, "gw/b", &["r1"])]).await;
     bench.want(&[(1, "gw/a", &["r1@2"]), (2, "gw/b", &["r1"])]).await;
     bench.want(&[(2, "gw/b", &["r1"])]).await;
+    bench.want(&[(1, "gw/a", &["mode"]), (2, "gw/b", &["r1"])]).await;
     bench
 }
 
@@ -540,8 +556,8 @@ async fn killed_between_any_two_steps_nothing_is_applied_twice_and_nothing_is_lo
     };
     assert_eq!(
         whole.plant.done.len(),
-        6,
-        "two installs on a, one on b, an update, and two undone: {:?}",
+        7,
+        "two installs on a, one on b, an update, two undone, and one install again: {:?}",
         whole.plant.done
     );
     for commits in 0.. {
