@@ -285,9 +285,11 @@ impl Reconciler {
     /// The plant said what is in force: the order can be given.
     pub(super) fn prepared(&mut self, key: &PlacementKey, name: &str, before: Result<Before, Refusal>, now_ns: u64) {
         let Some(mut placement) = self.placements.remove(key) else { return };
-        let current = placement
-            .aligned
-            .is_some_and(|aligned| self.records.get(&key.0).is_some_and(|record| record.wanted == Some(aligned)));
+        // An answer about hardware that was replaced meanwhile, or for a revision of before, is asked for again.
+        let current = self.other_hardware(&placement).is_none()
+            && placement
+                .aligned
+                .is_some_and(|aligned| self.records.get(&key.0).is_some_and(|record| record.wanted == Some(aligned)));
         if let Some(at) = placement.parts.iter().position(|part| part.name == name && part.needs_work())
             && current
             && !placement.leaving

@@ -16,6 +16,10 @@ impl Reconciler {
             let Some(record) = self.records.get(&placement.deployment) else { continue };
             let status = report::of_placement(record, &placement, self.status_device(&placement.path), self.head);
             let digest = report::digest(&status);
+            if record.told.is_some() {
+                // What was said of the deployment itself sums up its devices.
+                self.changed_records.insert(record.id.clone());
+            }
             // An opaque gateway is one device: where it took a deployment away is not told beside where it brought it.
             let moved = self.scope.opaque && placement.leaving && self.placements_of(&record.id).any(|p| !p.leaving);
             if placement.told != Some(digest) && !record.names.is_empty() && !record.foreign && !moved {

@@ -3,6 +3,7 @@
 mod choice;
 mod engine;
 mod hardware;
+mod random;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,6 +168,12 @@ impl Bench {
 
     /// What the fleet manager wants from now on: number, target, components by the names of their works.
     async fn want(&mut self, deployments: &[(usize, &str, &[&str])]) {
+        self.wish(deployments).await;
+        self.settle().await;
+    }
+
+    /// As [`Bench::want`], and nothing is done yet.
+    async fn wish(&mut self, deployments: &[(usize, &str, &[&str])]) {
         let yaml = |(n, target, works): &(usize, &str, &[&str])| {
             let components: Vec<(&str, &str)> =
                 works.iter().map(|work| (work.split('@').next().unwrap(), *work)).collect();
@@ -177,7 +184,6 @@ impl Bench {
         self.manifest = manifest(self.previous + 1, &self.yamls);
         let step = self.reconciler.accept(&self.manifest, self.previous, &self.yamls, self.now);
         self.take(step).await;
-        self.settle().await;
     }
 
     async fn look(&mut self) {
@@ -221,24 +227,34 @@ impl Bench {
     /// Does every job, and hands statuses to the fleet manager, until nothing is left.
     async fn settle(&mut self) {
         loop {
-            while let Some((number, status)) = self.reconciler.outbox().first() {
-                let status = status.clone();
-                let change = self.reconciler.told(number);
-                if self.told.last() != Some(&status) {
-                    self.told.push(status);
-                }
-                if self.storage_commit(change).await.is_err() {
-                    Box::pin(self.rise()).await;
-                }
-            }
+            self.tell().await;
             if self.jobs.is_empty() {
                 return;
             }
-            let (id, job) = self.jobs.remove(0);
-            let outcome = self.work(&job);
-            let step = self.reconciler.done(id, outcome, self.now);
-            self.take(step).await;
+            self.do_job(0).await;
         }
+    }
+
+    /// Hands the statuses that wait to the fleet manager.
+    async fn tell(&mut self) {
+        while let Some((number, status)) = self.reconciler.outbox().first() {
+            let status = status.clone();
+            let change = self.reconciler.told(number);
+            if self.told.last() != Some(&status) {
+                self.told.push(status);
+            }
+            if self.storage_commit(change).await.is_err() {
+                Box::pin(self.rise()).await;
+            }
+        }
+    }
+
+    /// Does one of the jobs that wait.
+    async fn do_job(&mut self, at: usize) {
+        let (id, job) = self.jobs.remove(at);
+        let outcome = self.work(&job);
+        let step = self.reconciler.done(id, outcome, self.now);
+        self.take(step).await;
     }
 
     async fn storage_commit(&self, change: crate::margo::storage::Change) -> Result<(), StorageError> {

@@ -53,3 +53,24 @@ async fn a_device_that_is_out_of_service_meanwhile_keeps_what_it_was_before() {
     bench.want(&[]).await;
     assert_eq!((applied(&bench, "a"), bench.plant.point("a", "speed")), (1, Some(3)));
 }
+
+#[tokio::test]
+async fn hardware_that_is_replaced_between_question_and_order_is_asked_again() {
+    let mut bench = Bench::new().await;
+    bench.look().await;
+    exchange(&mut bench, "a", "S-1", 3).await;
+    bench.wish(&[(1, "gw/a", &["r1"])]).await;
+    bench.do_job(0).await;
+    assert!(matches!(bench.jobs[..], [(_, Job::Before { .. })]));
+    // Others keep every place busy, so that nothing looks at the device meanwhile.
+    let others: Vec<(usize, &str, &[&str])> = (2..12).map(|n| (n, "gw/b", &["mode"][..])).collect();
+    bench.wish(&[&[(1, "gw/a", &["r1"][..])], &others[..]].concat()).await;
+    bench.devices.get_mut(&path("gw/a")).unwrap().hardware = "S-2".to_owned();
+    bench.plant.points.insert(("a".to_owned(), "speed".to_owned()), json!(7));
+    let step = bench.reconciler.inventory(bench.devices.clone(), bench.now);
+    bench.take(step).await;
+    bench.settle().await;
+    assert_eq!((applied(&bench, "a"), bench.plant.point("a", "speed")), (1, Some(10)));
+    bench.want(&[]).await;
+    assert_eq!(bench.plant.point("a", "speed"), Some(7), "back to what the new hardware came with");
+}

@@ -1,0 +1,240 @@
+//! Any order of what can happen: other wishes, devices that fall silent, refuse, go and come, jobs that end in any order,
+//! deaths at any commit. In the end everything is as the newest manifest says, and so it was told.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::*;
+use crate::margo::reconcile::record::Part;
+
+const DEVICES: [&str; 3] = ["a", "b", "c"];
+/// Components of a deployment: the point that each writes, and its value.
+type Parts = BTreeMap<usize, i64>;
+const POINTS: [&str; 3] = ["speed", "mode", "limit"];
+/// After one deployment per device: two to any device, which want the same point, and one to a child that nobody knows.
+const ANY: [usize; 2] = [3, 4];
+const GHOST: usize = 5;
+/// The point of those to any device.
+const SHARED: &str = "shared";
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// The components of each deployment that is wanted from now on.
+    Want(BTreeMap<usize, Parts>),
+    Reachable(usize, bool),
+    Present(usize, bool),
+    /// Another piece of hardware stands there, as it came.
+    Exchange(usize),
+    Refuse(usize, Option<(bool, bool)>),
+    Die(usize),
+    Pass(u64),
+    /// Does so many jobs, and picks them by the number.
+    Work(usize, usize),
+    Tell,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let parts = || proptest::collection::btree_map(0..POINTS.len(), 1..4i64, 1..=POINTS.len());
+    prop_oneof![
+        4 => proptest::collection::btree_map(0..=GHOST, parts(), 0..5).prop_map(Op::Want),
+        2 => (0..3usize, any::<bool>()).prop_map(|(device, yes)| Op::Reachable(device, yes)),
+        1 => (0..3usize, any::<bool>()).prop_map(|(device, yes)| Op::Present(device, yes)),
+        1 => (0..3usize).prop_map(Op::Exchange),
+        1 => (0..3usize, proptest::option::of((any::<bool>(), any::<bool>())))
+            .prop_map(|(device, how)| Op::Refuse(device, how)),
+        2 => (0..12usize).prop_map(Op::Die),
+        2 => (1..400u64).prop_map(Op::Pass),
+        5 => (1..6usize, any::<usize>()).prop_map(|(count, pick)| Op::Work(count, pick)),
+        1 => Just(Op::Tell),
+    ]
+}
+
+fn target(n: usize) -> String {
+    match n {
+        GHOST => "gw/ghost".to_owned(),
+        n if ANY.contains(&n) => "gw/*".to_owned(),
+        n => format!("gw/{}", DEVICES[n]),
+    }
+}
+
+/// The works are named by what they write.
+fn works(n: usize, parts: &Parts) -> Vec<String> {
+    if ANY.contains(&n) {
+        let value = parts.values().next().copied().unwrap_or(1);
+        return vec![format!("{SHARED}@{value}")];
+    }
+    parts.iter().map(|(point, value)| format!("{}@{value}", POINTS[*point])).collect()
+}
+
+/// What is true outside.
+#[derive(Default)]
+struct World {
+    wanted: BTreeMap<usize, Parts>,
+    /// Of these nothing could be taken back.
+    ever_gone: BTreeSet<usize>,
+    hardware: [usize; 3],
+}
+
+impl Bench {
+    async fn play(&mut self, op: Op, world: &mut World) {
+        match op {
+            Op::Want(wishes) => {
+                let named: Vec<(usize, String, Vec<String>)> =
+                    wishes.iter().map(|(n, parts)| (*n, target(*n), works(*n, parts))).collect();
+                let works: Vec<Vec<&str>> =
+                    named.iter().map(|(_, _, works)| works.iter().map(String::as_str).collect()).collect();
+                let list: Vec<(usize, &str, &[&str])> =
+                    named.iter().zip(&works).map(|((n, target, _), works)| (*n, target.as_str(), &works[..])).collect();
+                self.wish(&list).await;
+                world.wanted = wishes;
+            }
+            Op::Reachable(device, yes) => {
+                let at = path(&format!("gw/{}", DEVICES[device]));
+                if let Some(view) = self.devices.get_mut(&at) {
+                    view.reachable = yes;
+                }
+                self.see().await;
+            }
+            Op::Present(device, true) => {
+                let name = DEVICES[device];
+                let hardware = world.hardware[device].to_string();
+                let at = path(&format!("gw/{name}"));
+                self.devices.entry(at).or_insert_with(|| DeviceView { hardware, ..view(Some(name)) });
+                self.see().await;
+            }
+            Op::Present(device, false) => {
+                world.ever_gone.insert(device);
+                self.devices.remove(&path(&format!("gw/{}", DEVICES[device])));
+                self.see().await;
+            }
+            // While an order is under way the device is in service, and its hardware stays.
+            Op::Exchange(device) if self.has_order(DEVICES[device]) => {}
+            Op::Exchange(device) => {
+                world.hardware[device] += 1;
+                self.plant.points.retain(|(name, _), _| name != DEVICES[device]);
+                if let Some(view) = self.devices.get_mut(&path(&format!("gw/{}", DEVICES[device]))) {
+                    view.hardware = world.hardware[device].to_string();
+                }
+                self.see().await;
+            }
+            Op::Refuse(device, None) => {
+                self.plant.refuse.remove(DEVICES[device]);
+            }
+            Op::Refuse(device, Some((unreachable, untouched))) => {
+                let refusal = Refusal { unreachable, untouched, ..Refusal::new("refused", "it does not want to") };
+                self.plant.refuse.insert(DEVICES[device].to_owned(), refusal);
+            }
+            Op::Die(commits) => self.storage.die_after(Some(commits)),
+            Op::Pass(seconds) => {
+                self.now += seconds * 1_000_000_000;
+                let step = self.reconciler.wake(self.now);
+                self.take(step).await;
+            }
+            Op::Work(count, pick) => {
+                for _ in 0..count {
+                    if !self.jobs.is_empty() {
+                        self.do_job(pick % self.jobs.len()).await;
+                    }
+                }
+            }
+            Op::Tell => self.tell().await,
+        }
+    }
+
+    fn has_order(&self, name: &str) -> bool {
+        let at = path(&format!("gw/{name}"));
+        self.reconciler.placements.values().any(|p| p.path == at && p.parts.iter().any(|part| part.order.is_some()))
+    }
+
+    async fn see(&mut self) {
+        let step = self.reconciler.inventory(self.devices.clone(), self.now);
+        self.take(step).await;
+    }
+
+    /// Nothing is wrong any more, and time passes.
+    async fn calm(&mut self, world: &World) {
+        self.plant.refuse.clear();
+        self.storage.die_after(None);
+        for (name, hardware) in DEVICES.iter().zip(world.hardware) {
+            let hardware = hardware.to_string();
+            self.devices.insert(path(&format!("gw/{name}")), DeviceView { hardware, ..view(Some(name)) });
+        }
+        self.see().await;
+        self.settle().await;
+        for _ in 0..5 {
+            self.pass(4_000).await;
+        }
+    }
+
+    /// What was told last of a deployment, of each device; without those that it was removed from.
+    fn last_words(&self, n: usize) -> Vec<State> {
+        let of = self.told.iter().filter(|status| status.deployment_id.as_str() == id(n));
+        let last: BTreeMap<_, State> = of.map(|status| (status.device.clone(), status.state)).collect();
+        last.into_values().filter(|state| *state != State::Removed).collect()
+    }
+
+    /// Whether a deployment has failed for good, which only another wish mends.
+    fn is_final(&self, n: usize) -> bool {
+        let of = self.reconciler.placements.values().filter(|placement| placement.deployment.as_str() == id(n));
+        let refused = |part: &Part| part.error.as_ref().is_some_and(|error| error.code == "refused");
+        of.flat_map(|placement| &placement.parts).any(refused)
+    }
+}
+
+async fn check(ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let mut bench = Bench::new().await;
+    for point in POINTS.into_iter().chain([SHARED]) {
+        bench.works.extend((1..4).map(|value| (format!("{point}@{value}"), recipe(&[(point, value)]))));
+    }
+    let mut world = World::default();
+    bench.play(Op::Pass(1), &mut world).await;
+    for device in 0..DEVICES.len() {
+        bench.play(Op::Exchange(device), &mut world).await;
+    }
+    for op in ops {
+        bench.play(op, &mut world).await;
+    }
+    bench.calm(&world).await;
+    for n in 0..=GHOST {
+        let last = bench.last_words(n);
+        match world.wanted.get(&n) {
+            Some(_) if n == GHOST => prop_assert_eq!(bench.code(n, Some("gw/ghost")), "101"),
+            Some(_) if bench.is_final(n) => prop_assert!(last.contains(&State::Failed)),
+            // Once for the device, and once for the deployment itself if it was spoken of while it was on none.
+            Some(_) => prop_assert!(
+                matches!(last[..], [State::Installed] | [State::Installed, State::Installed]),
+                "deployment {n} is {last:?}"
+            ),
+            None => prop_assert_eq!(last, [], "deployment {}", n),
+        }
+    }
+    for (n, name) in DEVICES.iter().enumerate().filter(|(n, _)| !bench.is_final(*n)) {
+        for (at, point) in POINTS.iter().enumerate() {
+            let (holds, parts) = (bench.plant.point(name, point).unwrap_or(0), world.wanted.get(&n));
+            match parts.and_then(|parts| parts.get(&at)) {
+                Some(value) => prop_assert_eq!(holds, *value, "{} of {}", point, name),
+                None => prop_assert!(holds == 0 || world.ever_gone.contains(&n), "{name} holds {point} {holds}"),
+            }
+        }
+    }
+    if world.ever_gone.is_empty() && !ANY.iter().any(|n| bench.is_final(*n)) {
+        let mut holds: Vec<i64> = DEVICES.iter().filter_map(|name| bench.plant.point(name, SHARED)).collect();
+        holds.retain(|value| *value != 0);
+        holds.sort_unstable();
+        let of = |n: &usize| world.wanted.get(n)?.values().next().copied();
+        let mut wanted: Vec<i64> = ANY.iter().filter_map(of).collect();
+        wanted.sort_unstable();
+        prop_assert_eq!(holds, wanted, "each of them on one device, and nothing left behind");
+    }
+    prop_assert!(bench.reconciler.outbox().first().is_none());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12000, ..ProptestConfig::default() })]
+    #[test]
+    fn in_any_order_of_events_everything_ends_as_the_newest_manifest_says(ops in proptest::collection::vec(op(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(check(ops))?;
+    }
+}
