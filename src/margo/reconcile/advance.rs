@@ -218,6 +218,10 @@ impl Reconciler {
         }
         let retry = Retry::Part(key.clone(), part.name.clone());
         if let Some((code, why)) = self.objection(key, part) {
+            if code == CONFLICT && part.error.as_ref().is_none_or(|error| error.code != CONFLICT) {
+                // Another device may be free meanwhile.
+                self.stirred.insert(key.0.clone());
+            }
             part.wait(report::error(&self.scope.top, code, &why));
             return;
         }

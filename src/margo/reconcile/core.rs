@@ -99,7 +99,7 @@ pub struct Reconciler {
     /// Deployments whose components cannot be used. Not durable: after a restart other settings may let them pass.
     pub(super) refused: BTreeSet<DeploymentId>,
     /// Records to place again.
-    stirred: BTreeSet<DeploymentId>,
+    pub(super) stirred: BTreeSet<DeploymentId>,
     /// Placements and records that changed in this step.
     pub(super) changed: BTreeSet<PlacementKey>,
     pub(super) changed_records: BTreeSet<DeploymentId>,
@@ -426,10 +426,12 @@ impl Reconciler {
             });
             self.stirred.extend(due);
             self.go_on(now_ns);
-            // Who waited for what was given up in this step is looked at again.
+            // Who waited for what was given up in this step is looked at again, as who has just begun to wait.
             if self.placements.values().any(Placement::is_gone) {
                 let waiting = self.placements.iter().filter(|(_, placement)| placement.is_in_conflict());
                 self.stirred.extend(waiting.map(|((id, _), _)| id.clone()).collect::<Vec<_>>());
+            }
+            if !self.stirred.is_empty() {
                 self.go_on(now_ns);
             }
         }

@@ -140,3 +140,19 @@ async fn another_fleet_manager_hears_nothing_of_what_it_does_not_want_and_all_of
     bench.want(&[(1, "gw/a", &["r1"]), (2, "gw/b", &["r1"])]).await;
     assert_eq!(bench.states(1, Some("gw/a")).last(), Some(&"installed"), "and what comes anew is told as ever");
 }
+
+#[tokio::test]
+async fn who_finds_its_device_taken_moves_to_one_that_became_free_before() {
+    for (opaque, target) in [(true, "gw"), (false, "gw/*")] {
+        let mut bench = pumps(opaque).await;
+        bench.set("gw/a", |view| view.reachable = false).await;
+        bench.wish(&[(5, target, &["r1"])]).await;
+        bench.do_job(0).await;
+        bench.do_job(0).await;
+        // The place of 5 is still held when the others are placed: two of them are to have the same device.
+        bench.wish(&[(1, target, &["r1"]), (2, target, &["r1"]), (3, target, &["r1"])]).await;
+        bench.set("gw/a", |view| view.reachable = true).await;
+        bench.settle().await;
+        assert_eq!(bench.speeds(), [Some(10); 3], "{target}");
+    }
+}
