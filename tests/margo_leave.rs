@@ -45,6 +45,8 @@ fn leaving_waits_for_the_deployments_takes_children_back_before_their_parent_and
     let (site, devices) = joined(&manager);
     let gateway = site.start();
     site.wait_for_state("pump-1", "online");
+    manager.sees("plant/pump-1");
+    manager.sees("plant/pump-2");
     let id = manager.deploy("plant/pump-1", "pump");
     manager.reaches(&id, Some("plant/pump-1"), "installed");
     let words = not_left(&site, &[]);
@@ -81,6 +83,8 @@ fn leaving_at_once_leaves_deployments_on_devices_and_a_transfer_begins_anew() {
     let (site, devices) = joined(&manager);
     let gateway = site.start();
     site.wait_for_state("pump-1", "online");
+    manager.sees("plant/pump-1");
+    manager.sees("plant/pump-2");
     let old = manager.deploy("plant/pump-1", "pump");
     manager.reaches(&old, Some("plant/pump-1"), "installed");
     manager.runtime.block_on(manager.wfm.set_down(Down::Refused)).unwrap();
