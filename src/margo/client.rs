@@ -16,6 +16,7 @@ mod manifests;
 mod relation;
 mod run;
 mod status;
+mod status_files;
 #[cfg(test)]
 mod tests;
 
@@ -23,4 +24,5 @@ pub use engine::{Client, ClientError, Parts};
 pub use identity::{IdentityDesk, SharedMaterial};
 pub use leave::{LeaveFile, Leaving, Wish};
 pub use run::{RunError, run};
-pub use status::{ClientStatus, DeploymentLine, StatusFiles};
+pub use status::{ClientStatus, DeploymentLine};
+pub use status_files::StatusFiles;

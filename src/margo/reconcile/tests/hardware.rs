@@ -67,9 +67,7 @@ async fn hardware_that_is_replaced_between_question_and_order_is_asked_again() {
     bench.wish(&[&[(1, "gw/a", &["r1"][..])], &others[..]].concat()).await;
     bench.devices.get_mut(&path("gw/a")).unwrap().hardware = "S-2".to_owned();
     bench.plant.points.insert(("a".to_owned(), "speed".to_owned()), json!(7));
-    let step = bench.reconciler.inventory(bench.devices.clone(), bench.now);
-    bench.take(step).await;
-    bench.settle().await;
+    bench.look().await;
     assert_eq!((applied(&bench, "a"), bench.plant.point("a", "speed")), (1, Some(10)));
     bench.want(&[]).await;
     assert_eq!(bench.plant.point("a", "speed"), Some(7), "back to what the new hardware came with");

@@ -128,11 +128,7 @@ impl Bench {
                 self.plant.refuse.insert(DEVICES[device].to_owned(), refusal);
             }
             Op::Die(commits) => self.storage.die_after(Some(commits)),
-            Op::Pass(seconds) => {
-                self.now += seconds * 1_000_000_000;
-                let step = self.reconciler.wake(self.now);
-                self.take(step).await;
-            }
+            Op::Pass(seconds) => self.wait(seconds).await,
             Op::Work(count, pick) => {
                 for _ in 0..count {
                     if !self.jobs.is_empty() {
@@ -147,11 +143,6 @@ impl Bench {
     fn has_order(&self, name: &str) -> bool {
         let at = path(&format!("gw/{name}"));
         self.reconciler.placements.values().any(|p| p.path == at && p.parts.iter().any(|part| part.order.is_some()))
-    }
-
-    async fn see(&mut self) {
-        let step = self.reconciler.inventory(self.devices.clone(), self.now);
-        self.take(step).await;
     }
 
     /// Nothing is wrong any more, and time passes.
